@@ -25,7 +25,7 @@ from arcpipe.codec.protobuf.fields import Mask
 from arcpipe.codec.records.plan import make_plan
 from arcpipe.codec.records.roles import Roles
 from arcpipe.errors import BadPayload
-from arcpipe.units import KB
+from arcpipe.units import KB, MB
 
 ARROW_ROWS: Final = 256
 """Rows of a request from which on it becomes an Arrow IPC stream. Each stream has a fixed cost in the uploader, which
@@ -39,6 +39,7 @@ _EXACT: Final = 1 << 53  # the integers up to this one are all exact as float64
 # Most different texts of a dictionary, and their bytes: those that Parquet takes as they are.
 _DICTIONARY_TEXTS: Final = 1 << 15
 _DICTIONARY_BYTES: Final = 512 * KB
+_RELEASED_BYTES: Final = 32 * MB  # of maps, after which the memory of their arrays is given back
 
 
 class Column:
@@ -213,9 +214,16 @@ class Collected:
         if self._total >= self._arrow_rows and all(_is_plain(part, parts[0]) for part in parts):
             return _stream(parts, self._total, self._check)
         maps = Maps()
-        for at, part in enumerate(parts):
-            parts[at] = _NO_ROWS  # both forms together would take twice the memory
-            maps.add(_columnar(part), part.total)
+        packed_bytes = 0
+        for at in range(len(parts)):
+            part, parts[at] = parts[at], _NO_ROWS  # both forms together would take twice the memory
+            columnar = _columnar(part)
+            maps.add(columnar, part.total)
+            packed_bytes += len(columnar)
+            del part, columnar
+            if packed_bytes >= _RELEASED_BYTES:  # Arrow keeps what it has freed for a while
+                packed_bytes = 0
+                pa.default_memory_pool().release_unused()
             self._check()
         return maps.encoded()
 

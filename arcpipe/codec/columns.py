@@ -90,6 +90,8 @@ class ColumnBatch(NamedTuple):
 # ones, or anything but `bytes`, in one step would keep other threads from running.
 _MAPS_JOINED: Final = 1024
 _BYTES_JOINED: Final = MB
+# Bytes of a body that are copied while all of its maps are kept. Those of a larger one are freed one after the other.
+_COPIED_AT_ONCE_BYTES: Final = 32 * MB
 
 
 class Maps:
@@ -120,7 +122,16 @@ class Maps:
         if self._count == 1:
             return Encoded(False, self._latest[0], self.records)
         self._join_latest()
-        return Encoded(True, b"".join((array_header(self._count), *self._parts)), self.records)
+        parts, self._parts = [array_header(self._count), *self._parts], []
+        size = sum(map(len, parts))
+        if size <= _COPIED_AT_ONCE_BYTES:
+            return Encoded(True, b"".join(parts), self.records)
+        body = np.empty(size, np.uint8)
+        while parts:  # the last first: so the allocator can give it back at once
+            part = parts.pop()
+            body[size - len(part) : size] = np.frombuffer(part, np.uint8)
+            size -= len(part)
+        return Encoded(True, body.data, self.records)
 
     def _join_latest(self) -> None:
         small: list[bytes | memoryview] = []

@@ -87,6 +87,21 @@ def decode(coding: Coding, data: bytes, max_bytes: int) -> bytes:
     return decoder.decoded()
 
 
+def told_bytes(coding: Coding, data: bytes | memoryview) -> int:
+    """Return the size that encoded data tell of their content, without decoding; 0 if they tell none.
+
+    It may be wrong: gzip tells the size of its last member only, and senders may invent it.
+    """
+    if coding == "gzip":
+        return int.from_bytes(data[-4:], "little")
+    if coding == "zstd":
+        try:
+            return zstd.get_frame_info(data).decompressed_size or 0
+        except zstd.ZstdError:  # damaged, or a skippable frame
+            return 0
+    return 0
+
+
 class _Decompressor(Protocol):
     """The interface that the decompressors of isal, zstd and the standard library share."""
 
@@ -108,7 +123,6 @@ class Decoder:
     def __init__(self, coding: Coding, data: bytes | memoryview, max_bytes: int) -> None:
         self._coding = coding
         self._data = memoryview(data)
-        self.encoded_bytes = len(data)
         self._max_bytes = max_bytes
         self._position = 0  # of the input that goes in next
         self._stream: _Decompressor | None = None  # of the part (member, frame) at hand
@@ -169,7 +183,8 @@ class Decoder:
 
     def _step(self, stream: _Decompressor) -> bytes:
         data: memoryview | bytes = b""
-        if stream.needs_input:
+        needs_input = stream.needs_input
+        if needs_input:
             data = self._data[self._position : self._position + _INPUT_BYTES]
             self._position += len(data)
         try:
@@ -180,7 +195,8 @@ class Decoder:
             raise BadPayload(
                 f"invalid {self._coding} data in the {part} that starts at byte {self._part_start}: {_reason(error)}"
             ) from None
-        if not piece and not data and not stream.eof:
+        # A decompressor whose last piece was as long as it may be cannot tell that nothing is left for another one.
+        if not piece and not data and not stream.eof and (needs_input or not stream.needs_input):
             part = _PARTS[self._coding]
             raise BadPayload(
                 f"truncated {self._coding} data: the body ends at byte {len(self._data)}, "

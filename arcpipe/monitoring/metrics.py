@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 
 from arcpipe.counters import LIMITED_BY, LIMITS, REFUSAL_CODES, Usage
 from arcpipe.monitoring import health
+from arcpipe.units import KB
 
 if TYPE_CHECKING:
     from arcpipe.monitoring.process_state import Distribution, UploaderState, WorkerState
@@ -32,24 +33,29 @@ _TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 _OTHER: Final = "_other"  # the label of all databases that are not counted by name
 # Versions of each format that a scraper may ask for; the output is valid in all of them.
 _WRITTEN: Final = {"application/openmetrics-text": ("1.0.0", "0.0.1"), "text/plain": ("0.0.4", "1.0.0")}
+# Characters of an Accept header that are read: the loop does it, and 32 kB of commas take 50 ms. Prometheus sends 250.
+_MAX_ACCEPT: Final = KB
 
 
-def render(snapshot: Snapshot, accept: str = "") -> tuple[bytes, str]:
-    """Return the body of `/metrics` and its content type: OpenMetrics if the scraper accepts it, else text."""
+def render(snapshot: Snapshot, as_openmetrics: bool = False) -> tuple[bytes, str]:
+    """Return the body of `/metrics` and its content type."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Families(snapshot))
-    if _prefers_openmetrics(accept):
+    if as_openmetrics:
         text: bytes = generate_openmetrics(registry)  # type: ignore[no-untyped-call]
         return text, _OPENMETRICS
     return generate_latest(registry), _TEXT
 
 
-def _prefers_openmetrics(accept: str) -> bool:
+def prefers_openmetrics(accept: str) -> bool:
     """Tell whether an Accept header (RFC 9110 §12.5.1) accepts OpenMetrics, and prefers no other format.
 
-    Invalid parts of the header are ignored, and nothing of it is copied to the answer.
+    Invalid parts of the header are ignored, and so are those after _MAX_ACCEPT characters. Nothing of it is copied to
+    the answer.
     """
     best = {"application/openmetrics-text": 0.0, "text/plain": 0.0}
+    if len(accept) > _MAX_ACCEPT:
+        accept = accept[:_MAX_ACCEPT].rpartition(",")[0]
     for offer in accept.split(","):
         kind, *parameters = (part.strip().lower() for part in offer.split(";"))
         named = dict(parameter.replace('"', "").replace(" ", "").partition("=")[::2] for parameter in parameters)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,12 @@ def _repeated(piece: bytes, size: int) -> bytes:
 def _tiny(recipe: Recipe) -> bytes:
     """Return requests that are answered at once, as many as fit into a read."""
     return _repeated(request(recipe["path"], method="GET"), recipe["bytes"])
+
+
+def _tiny_logs(recipe: Recipe) -> bytes:
+    """Return requests of one empty log record each: some of the costliest for their bytes."""
+    content_type = "Content-Type: application/x-protobuf"
+    return _repeated(request("/v1/logs", b"\x0a\x04\x12\x02\x12\x00", "POST", content_type), recipe["bytes"])
 
 
 def _parameters(recipe: Recipe) -> bytes:
@@ -122,8 +129,15 @@ def _snappy(body: bytes) -> bytes:
     return packed
 
 
+def _zstd(body: bytes) -> bytes:
+    packed: bytes = pa.Codec("zstd").compress(body, asbytes=True)
+    return packed
+
+
 _COMPRESSORS: Final[dict[str, Callable[[bytes], bytes]]] = {
     "gzip": partial(gzip.compress, compresslevel=6),
+    "deflate": zlib.compress,
+    "zstd": _zstd,
     "snappy": _snappy,
 }
 
@@ -144,6 +158,7 @@ def _encoded(path: str, body: bytes, recipe: Recipe) -> bytes:
 
 _KINDS: Final[dict[str, Callable[[Recipe], bytes]]] = {
     "tiny": _tiny,
+    "tiny logs": _tiny_logs,
     "parameters": _parameters,
     "headers": _headers,
     "chunks": _chunks,
@@ -174,6 +189,7 @@ ATTACKS: Final[dict[str, Recipe]] = {
     "nothing": {"kind": "tiny", "path": "/ping", "bytes": 1, "clients": 1},
     "tiny requests": {"kind": "tiny", "path": "/a", "bytes": 256_000, "clients": 1},
     "tiny requests, 20 clients": {"kind": "tiny", "path": "/a", "bytes": 256_000, "clients": 20},
+    "tiny logs": {"kind": "tiny logs", "bytes": 20_000, "clients": 40},
     "pages": {"kind": "tiny", "path": "/", "bytes": 256_000, "clients": 4},
     "metrics": {"kind": "tiny", "path": "/metrics", "bytes": 4_000, "clients": 4},
     "32 parameters": {"kind": "parameters", "parameters": 32, "bytes": 256_000, "clients": 1},
@@ -273,6 +289,7 @@ MORE_ATTACKS: Final[dict[str, Recipe]] = {
         f"{body}, {size} bytes": _of_body(body, _RECORDS, type_, size)
         for body, type_ in (
             ("JSON lines of nothing", "application/x-ndjson"),
+            ("a JSON array behind blanks", "application/json"),
             ("JSON lines of 60,000 fields", "application/x-ndjson"),
             ("CSV of 4,096 cells", "text/csv"),
             ("Arrow of 16,000 columns", "application/vnd.apache.arrow.stream"),

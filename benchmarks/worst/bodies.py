@@ -361,6 +361,8 @@ CASES: Final[dict[str, Case]] = {
     "a JSON array of backslashes": _records(json_array.encode, b"\\\\", b'[{"a":"', b'"}]'),
     "a JSON array of brackets": _records(json_array.encode, b"[", b"[", b"]"),
     "a JSON array of numbers": _records(json_array.encode, b"1,", b"[", b"1]"),
+    "a JSON array of blanks": _records(json_array.encode, b" ", b"[", b"]"),
+    "a JSON array behind blanks": _records(json_array.encode, b" ", b"", b"[]"),
     "a JSON array without an end": _records(json_array.encode, b'{"a":1},', b"["),
     "CSV": _records(csv_lines.encode, b"1700000000000,a,0.5,abc\n", b"time,host,usage,text\n"),
     "CSV of blanks": _records(csv_lines.encode, b"\n", b"a,b\n"),

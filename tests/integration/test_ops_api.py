@@ -267,6 +267,8 @@ def test_no_accept_header_is_an_error_and_none_comes_back(server: Server) -> Non
         "text/plain;version=9": TEXT,
         ";;==,,;q": TEXT,
         "application/openmetrics-text;version=\xff": TEXT,
+        "application/openmetrics-text" + ",x" * 15_000: OPENMETRICS,
+        "x," * 15_000 + "application/openmetrics-text": TEXT,  # what is far behind is not read
     }
     with server.client() as client:
         for accept, content_type in wanted.items():

@@ -32,6 +32,7 @@ _SECONDS_PER_BYTE: Final = 1e-9
 _FRONT_BYTES: Final = 8  # before the schema: a mark, and its size
 _SCHEMAS_KEPT: Final = 64  # that were checked lately
 _KEPT_SCHEMA_BYTES: Final = 8 * KB  # of a schema that is remembered
+_KEPT_TAGS: Final = 128  # of its request: names have up to 256 bytes each
 
 _OPTIONS: Final = pa.ipc.IpcReadOptions(use_threads=False)
 
@@ -120,7 +121,7 @@ def _checked_schema(body: bytes | memoryview, schema: pa.Schema, roles: Roles) -
     """Return the plan of a stream, and its columns with dictionaries. Raises BadPayload as `check_schema`."""
     key = None
     front = _FRONT_BYTES + int.from_bytes(body[4:_FRONT_BYTES], "little")
-    if front <= _KEPT_SCHEMA_BYTES:
+    if front <= _KEPT_SCHEMA_BYTES and len(roles.tags) <= _KEPT_TAGS:
         key = bytes(body[:front]), roles.measurement, roles.time, roles.tags
         found = _schemas.find(key)
         if found is not None:

@@ -51,4 +51,6 @@ def encode(
         body = from_json(body, signal, check)
     request = read_request(body, promote, check, arrow_rows)
     refused = _WRITERS[signal](request, promote, check)
-    return Outcome(request.collected.encoded(), refused, _BAD_TIMES if refused else "")
+    collected = request.collected
+    del request  # with its copy of the body
+    return Outcome(collected.encoded(), refused, _BAD_TIMES if refused else "")

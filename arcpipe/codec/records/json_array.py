@@ -50,7 +50,7 @@ def encode(body: bytes, check: Callable[[], None] = go_on, *, roles: Roles, rule
         PayloadTooLarge: the body has too many shapes for its size.
         BadPayload: it is neither an array nor an object, the array does not end, or it has too many bad records.
     """
-    start = _skip_blanks(body, len(BOM) if body.startswith(BOM) else 0)
+    start = _skip_blanks(body, len(BOM) if body.startswith(BOM) else 0, len(body), check)
     if start == len(body):
         return Records(None, [], 0)
     effort = Effort(len(body), check)
@@ -59,23 +59,39 @@ def encode(body: bytes, check: Callable[[], None] = go_on, *, roles: Roles, rule
     if body.startswith(b"[", start):
         _read_array(body, start, gatherer, report, check)
     elif body.startswith(b"{", start):
-        if not _read_one(body[start:], gatherer, report):
+        if len(body) - start > MAX_RECORD_BYTES or not _read_one(body[start:], gatherer, report):
             return json_lines.encode(body, check, roles=roles, rule=rule)
     else:
         raise BadPayload("the body is neither a JSON array nor an object")
     return Records(gatherer.maps.encoded(), report.errors, report.more_errors)
 
 
-def _skip_blanks(body: bytes, pos: int) -> int:
-    while pos < len(body) and body[pos] in _BLANKS:
-        pos += 1
-    return pos
+def _skip_blanks(body: bytes, pos: int, end: int, check: Callable[[], None]) -> int:
+    """Return the place of the first byte that is no blank; `end` if there is none. There may be 100 MB of them."""
+    while pos < end:
+        window = body[pos : min(pos + _WINDOW_BYTES, end)]
+        rest = window.lstrip(_BLANKS)
+        if rest:
+            return pos + len(window) - len(rest)
+        pos += len(window)
+        check()
+    return end
+
+
+def _skip_blanks_back(body: bytes, start: int, pos: int, check: Callable[[], None]) -> int:
+    """Return the end of the last byte before `pos` that is no blank; `start` if there is none."""
+    while pos > start:
+        window = body[max(pos - _WINDOW_BYTES, start) : pos]
+        rest = window.rstrip(_BLANKS)
+        if rest:
+            return pos - len(window) + len(rest)
+        pos -= len(window)
+        check()
+    return start
 
 
 def _read_one(text: bytes, gatherer: Gatherer, report: Report) -> bool:
     """Read a body that is one object; False if it is something else."""
-    if len(text) > MAX_RECORD_BYTES:
-        return False
     try:
         row = decode_record(text)
     except BadPayload:
@@ -97,7 +113,7 @@ def _read_array(body: bytes, start: int, gatherer: Gatherer, report: Report, che
             return
     number = 1
     for piece in _pieces(body, start + 1, check):
-        number += _read_piece(body, piece, number, gatherer, report)
+        number += _read_piece(body, piece, number, gatherer, report, check)
 
 
 class _Piece(NamedTuple):
@@ -108,7 +124,9 @@ class _Piece(NamedTuple):
     commas: list[int]  # the offsets of those between them
 
 
-def _read_piece(body: bytes, piece: _Piece, number: int, gatherer: Gatherer, report: Report) -> int:
+def _read_piece(
+    body: bytes, piece: _Piece, number: int, gatherer: Gatherer, report: Report, check: Callable[[], None]
+) -> int:
     """Read a piece, whose first record is number `number`; return the number of its records."""
     count = len(piece.commas) + 1
     if piece.end - piece.start <= CHUNK_BYTES:
@@ -119,10 +137,10 @@ def _read_piece(body: bytes, piece: _Piece, number: int, gatherer: Gatherer, rep
         if len(rows) == count:
             bad = gatherer.add(rows)
             if bad:
-                texts = _texts(body, piece)
+                texts = _texts(body, piece, check)
                 report.add(bad, lambda row: Place(number + row, texts[row]))
             return count
-    _read_one_by_one(_texts(body, piece), number, gatherer, report)
+    _read_one_by_one(_texts(body, piece, check), number, gatherer, report)
     return count
 
 
@@ -145,9 +163,18 @@ def _read_one_by_one(texts: list[bytes], number: int, gatherer: Gatherer, report
     report.add(bad, lambda index: Place(number + index, texts[index][:KB]))
 
 
-def _texts(body: bytes, piece: _Piece) -> list[bytes]:
+def _texts(body: bytes, piece: _Piece, check: Callable[[], None]) -> list[bytes]:
+    """Return the texts of the records, without blanks around them; those that are too long as far as that shows."""
     borders = [piece.start - 1, *piece.commas, piece.end]
-    return [body[left + 1 : right].strip() for left, right in pairwise(borders)]
+    texts = []
+    for left, right in pairwise(borders):
+        if right - left <= MAX_RECORD_BYTES:
+            texts.append(body[left + 1 : right].strip())
+            continue
+        start = _skip_blanks(body, left + 1, right, check)
+        end = _skip_blanks_back(body, start, right, check)
+        texts.append(body[start : min(end, start + MAX_RECORD_BYTES + 1)])
+    return texts
 
 
 def _pieces(body: bytes, start: int, check: Callable[[], None]) -> Iterator[_Piece]:
@@ -168,10 +195,10 @@ def _pieces(body: bytes, start: int, check: Callable[[], None]) -> Iterator[_Pie
             yield _Piece(pos, commas[-1], commas[:-1])
             pos = commas[-1] + 1
             commas = []
-    after = _skip_blanks(body, finder.end + 1)
+    after = _skip_blanks(body, finder.end + 1, len(body), check)
     if after < len(body):
         raise BadPayload(f"the JSON array ends at byte {finder.end}, and something follows it")
-    if commas or body[pos : finder.end].strip(_BLANKS) or pos > start:
+    if commas or pos > start or _skip_blanks(body, pos, finder.end, check) < finder.end:
         yield _Piece(pos, finder.end, commas)
 
 

@@ -113,7 +113,7 @@ class _Reader:
 
     def read_2(self) -> None:
         buffer = self._buffer
-        symbols = read_symbols(buffer, self._top.of(4, LENGTH_DELIMITED))
+        symbols = read_symbols(buffer, self._top.of(4, LENGTH_DELIMITED), self._check)
         told: dict[tuple[Any, ...], None] = {}
         for _, starts, ends in pieces(buffer, self._top.of(5, LENGTH_DELIMITED)):
             series = read_series_2(
@@ -263,10 +263,10 @@ class _Reader:
         _, firsts = np.unique(codes, axis=1, return_index=True)
         chosen = rows[np.sort(firsts)]
         texts = [metric.take(pa.array(np.sort(firsts))), _type_words(kinds[chosen])]
-        texts += [
-            self._buffer.gather_texts(symbols.start[refs], symbols.end[refs], "a symbol")
-            for refs in (helps[chosen].astype(np.int64), units[chosen].astype(np.int64))
-        ]
+        for refs in (helps[chosen].astype(np.int64), units[chosen].astype(np.int64)):
+            starts, ends = symbols.start[refs], symbols.end[refs]
+            self._tables.growth.add(int((ends - starts).sum()))  # many metrics may share a text
+            texts.append(self._buffer.gather_texts(starts, ends, "a symbol"))
         told.update(dict.fromkeys(zip(*(column.to_pylist() for column in texts), strict=True)))
         self._check()
 

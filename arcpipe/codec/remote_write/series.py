@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,15 @@ from arcpipe.codec.protobuf.scan import LENGTH_DELIMITED, Fields, Spans, scan
 from arcpipe.codec.protobuf.varints import read_varints, varint_sizes
 from arcpipe.codec.remote_write.labels import METRIC_NAME, find_bad, json_of, values_of
 from arcpipe.codec.remote_write.usual_labels import read_usual
+from arcpipe.units import MB
 
 # Tags of the two fields of labels and samples: a number and a wire type each.
 _FIRST_DOUBLE, _SECOND_VARINT = 0x09, 0x10
+_SYMBOL: Final = "a symbol"
+# Bytes of the symbols of a body up to which all are made JSON texts at once, which may be six times as long. Of more
+# symbols, those that a piece refers to are, in each piece.
+_QUOTED_BYTES: Final = 4 * MB
+_CHECKED_BYTES: Final = MB  # of symbols that are checked in one step
 
 
 class Samples(NamedTuple):
@@ -120,16 +126,41 @@ def read_samples(buffer: Buffer, spans: Spans, started: Ints, check: Check) -> S
 
 
 class Symbols(NamedTuple):
-    """The symbols of a body: their places, and their JSON texts."""
+    """The symbols of a body: their places, and their JSON texts if they are few."""
 
     start: Ints
     end: Ints
-    quoted: pa.Array
+    quoted: pa.Array | None
+
+    def json(self, buffer: Buffer, names: Ints, values: Ints, growth: Growth) -> tuple[pa.Array, pa.Array]:
+        """Make the symbols at these indices JSON texts. Raises PayloadTooLarge as `Growth` does."""
+        known = self.quoted
+        if known is None:
+            used = np.zeros(len(self.start), np.bool_)
+            used[names] = used[values] = True
+            places = np.cumsum(used) - 1
+            names, values = places[names], places[values]
+            known = quoted(buffer.gather_texts(self.start[used], self.end[used], _SYMBOL))
+        return taken(known, names, growth), taken(known, values, growth)
 
 
-def read_symbols(buffer: Buffer, spans: Spans) -> Symbols:
-    """Find the symbols of a body. The first one is empty by the specification."""
-    return Symbols(spans.start, spans.end, quoted(buffer.gather_texts(spans.start, spans.end, "a symbol")))
+def read_symbols(buffer: Buffer, spans: Spans, check: Check) -> Symbols:
+    """Find the symbols of a body. The first one is empty by the specification.
+
+    Raises:
+        BadPayload: one is not UTF-8, used or not.
+    """
+    ends = np.cumsum(spans.end - spans.start)
+    if not len(ends) or ends[-1] <= _QUOTED_BYTES:
+        return Symbols(spans.start, spans.end, quoted(buffer.gather_texts(spans.start, spans.end, _SYMBOL)))
+    first = 0
+    while first < len(ends):
+        before = int(ends[first - 1]) if first else 0
+        last = max(first + 1, int(np.searchsorted(ends, before + _CHECKED_BYTES, side="right")))
+        buffer.gather_texts(spans.start[first:last], spans.end[first:last], _SYMBOL)
+        check()
+        first = last
+    return Symbols(spans.start, spans.end, None)
 
 
 def read_series_2(
@@ -159,14 +190,11 @@ def read_series_2(
     )
     # Many labels may share a text, which each of them repeats in a column.
     growth.add(int((labels.value_end - labels.value_start).sum()))
-    bad = {**find_bad(buffer, labels, check), **bad}
-    check()
     rest = ~is_named(buffer, labels, METRIC_NAME)
-    texts = objects(
-        taken(symbols.quoted, names[rest], growth),
-        taken(symbols.quoted, values[rest], growth),
-        np.bincount(owner[rest], minlength=count),
-    )
+    texts = objects(*symbols.json(buffer, names[rest], values[rest], growth), np.bincount(owner[rest], minlength=count))
+    check()
+    bad = {**find_bad(buffer, labels, check), **bad}  # after the growth was counted: it compares whole names
+    check()
     started = level.integers(6)
     samples = read_samples(buffer, fields.of(2, LENGTH_DELIMITED), started, check)
     identity = _identity(buffer, labels, texts, promote)

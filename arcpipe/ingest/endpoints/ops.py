@@ -11,6 +11,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from arcpipe import __version__
@@ -76,7 +77,7 @@ class OpsEndpoints:
             ("GET", "/ready"): (self.ready, OPEN),
             ("GET", "/-/healthy"): (self.health, OPEN),  # the same two for Prometheus's tools
             ("GET", "/-/ready"): (self.ready, OPEN),
-            ("GET", "/metrics"): (self._together(self._metrics), READ),
+            ("GET", "/metrics"): (self._metrics_in_its_form(), READ),
             ("GET", "/api/v1/status"): (self._together(self._status), READ),
         }
         for name, work in {
@@ -118,8 +119,8 @@ class OpsEndpoints:
 
     # On the thread
 
-    def _metrics(self, exchange: Exchange) -> bytes:
-        text, content_type = metrics.render(self._take(), exchange.headers.get(b"accept", b"").decode("latin-1"))
+    def _metrics(self, as_openmetrics: bool, _: Exchange) -> bytes:
+        text, content_type = metrics.render(self._take(), as_openmetrics)
         return responses.body(200, content_type.encode("ascii"), text)
 
     def _status(self, exchange: Exchange) -> bytes:
@@ -263,6 +264,16 @@ class OpsEndpoints:
             "total_failures": worker.write_failures,
         }
 
+    def _metrics_in_its_form(self) -> Handler:
+        """Make the handler of metrics. The answer depends on what a header asks for, not on its spelling."""
+        as_text, as_openmetrics = (self._together(partial(self._metrics, form)) for form in (False, True))
+
+        def handle(exchange: Exchange) -> None:
+            accept = exchange.headers.get(b"accept", b"").decode("latin-1")
+            (as_openmetrics if metrics.prefers_openmetrics(accept) else as_text)(exchange)
+
+        return handle
+
     def _together(self, work: Callable[[Exchange], bytes], thread: Background | None = None) -> Handler:
         """Make a handler like that of `_later`, with one answer for all requests that came before its making began.
 
@@ -272,20 +283,19 @@ class OpsEndpoints:
             thread: where answers are made; by default the one that waits for no disk.
         """
         thread = thread or self._thread
-        waiting: dict[bytes, deque[Exchange]] = {}  # by the header on which the answer depends
+        waiting: list[deque[Exchange]] = []  # those who get the next answer, if anybody waits for it
 
         def handle(exchange: Exchange) -> None:
-            key = exchange.headers.get(b"accept", b"")
-            others = waiting.get(key)
-            if others is not None:
-                others.append(exchange)
+            others = waiting[:]  # in one step: the thread takes it at any moment
+            if others:
+                others[0].append(exchange)
                 return
-            waiting[key] = deque((exchange,))
+            waiting.append(deque((exchange,)))
             made: list[bytes] = []
             asked: list[deque[Exchange]] = []
 
             def make(_: Check) -> None:
-                asked.append(waiting.pop(key))  # later requests get an answer that is made later
+                asked.append(waiting.pop())  # later requests get an answer that is made later
                 made.append(_answer(work, exchange))
 
             thread.add(_ALL, 0, make, lambda _: _tell(asked[0], made[0]))

@@ -70,6 +70,7 @@ class OTLPEndpoints:
                 self._encoder(signal, is_json=is_json),
                 self._settler(signal, is_json=is_json),
                 inline_bytes=costly_inline_bytes,
+                tiny_bytes=0,
             )
             for is_json in (False, True)
         }

@@ -90,7 +90,9 @@ class RemoteWriteEndpoints:
 
     def _write(self) -> Handler:
         handlers = {
-            form: self._writes.handler(_PRECISION, self._encoder(form), self._settle, inline_bytes=costly_inline_bytes)
+            form: self._writes.handler(
+                _PRECISION, self._encoder(form), self._settle, inline_bytes=costly_inline_bytes, tiny_bytes=0
+            )
             for form in (_Form(1, False), _Form(1, True), _Form(2, False), _Form(2, True))
         }
 

@@ -43,8 +43,8 @@ _ENCODED_TOO_LARGE: Final = responses.error(
 INLINE_BYTES: Final = 256 * KB
 COSTLY_INLINE_BYTES: Final = 32 * KB
 """The same for JSON, CSV and protobuf: their longest steps take 0.2 ms for each KB of the worst bodies."""
-# Bytes of a body that is encoded in the loop however long the turn has been, if it takes `small_seconds` at most.
-_TINY_BYTES: Final = KB
+TINY_BYTES: Final = KB
+"""Bytes of a body that is encoded in the loop however long the turn has been, if it takes `small_seconds` at most."""
 
 # Prefixes of entries with keys, by database, parameters, token and length of the key: making one takes 3 µs.
 _KEYED_PREFIXES_KEPT: Final = 1024
@@ -132,11 +132,13 @@ class WriteEndpoints:
         settle: Callable[[Exchange, Target, T], None],
         kind: type[Targets] = Targets,
         inline_bytes: Callable[[Target], int] = usual_inline_bytes,
+        tiny_bytes: int = TINY_BYTES,
     ) -> Callable[[Exchange], None]:
         """Make a handler that has a body encoded and gives the outcome to `settle`.
 
         Args:
             inline_bytes: returns the bytes of a body that may be encoded in the loop.
+            tiny_bytes: of a body that may be encoded there however long the turn has been; 0 where none is that quick.
             precision: as in `Targets`.
             kind: of the targets.
             encode: takes `bytes`, and views if the endpoint takes them; raises BadPayload or PayloadTooLarge if
@@ -147,8 +149,10 @@ class WriteEndpoints:
         check = turns.check
         small_seconds, inline_seconds = turns.budget.small_seconds, turns.budget.inline_seconds
         inline_turn_seconds = turns.budget.inline_turn_seconds
+        given_up = -1  # the turn in which a tiny body took too long: others are alike, and may be thousands
 
         def handle(exchange: Exchange) -> None:
+            nonlocal given_up
             try:
                 target = self._find(exchange, targets)
                 if target.key or (exchange.key is not None and not exchange.key):
@@ -158,7 +162,7 @@ class WriteEndpoints:
                 return
             body = exchange.body
             size = len(body)
-            if size <= _TINY_BYTES:
+            if size <= tiny_bytes and turns.number != given_up:
                 turns.deadline = exchange.received + small_seconds
             elif size <= inline_bytes(target) and size <= turns.longest_inline and turns.spent < inline_turn_seconds:
                 turns.deadline = exchange.received + inline_seconds
@@ -169,6 +173,8 @@ class WriteEndpoints:
                 settle(exchange, target, encode(body, check, target))
             except TooLong:
                 turns.longest_inline = size // 2  # in this turn: each attempt costs as much
+                if size <= tiny_bytes:
+                    given_up = turns.number
                 turns.charge(small_seconds)
                 self._encode_apart(exchange, target, encode, settle)
             except (BadPayload, PayloadTooLarge) as error:

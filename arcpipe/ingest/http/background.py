@@ -42,6 +42,8 @@ _MOST_TAKEN_BYTES: Final = 2 * MB
 _MOST_INTERRUPTING_BYTES: Final = MB
 # Times that a piece is smaller than another one that it need not wait for.
 _FAR_SMALLER: Final = 8
+# Bytes that a piece with its request takes besides its body: hundreds of thousands of tiny ones may be queued.
+HELD_BYTES: Final = 2 * KB
 # Clients whose share is remembered while they have no piece.
 _CLIENTS_KEPT: Final = 1024
 
@@ -105,7 +107,7 @@ class _Piece:
 
 
 class Background:
-    """A queue of work for one thread. `held_bytes` is the size of all pieces that are queued or in work."""
+    """A queue of work for one thread. `held_bytes` is what all pieces take that are queued or in work."""
 
     def __init__(
         self,
@@ -152,7 +154,7 @@ class Background:
             done: called in the loop with the exception that `work` raised, or None. It gets ClientGone if the client
                 went away first.
         """
-        self.held_bytes += size_bytes
+        self.held_bytes += size_bytes + HELD_BYTES
         piece = _Piece(client, size_bytes, work, done)
         with self._lock:
             self._pieces[client] += 1
@@ -278,7 +280,7 @@ class Background:
     def _finished(self, piece: _Piece, error: Exception | None, depth: int) -> None:
         if not depth:
             self._running = False
-        self.held_bytes -= piece.size_bytes
+        self.held_bytes -= piece.size_bytes + HELD_BYTES
         self.finished += 1
         try:
             piece.done(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from arcpipe.codec.content_encoding import Decoder
+from arcpipe.codec.content_encoding import Decoder, told_bytes
 from arcpipe.errors import BadPayload, PayloadTooLarge
 from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.background import ClientGone
@@ -69,13 +69,16 @@ def join_apart(
 def decode(context: IngestContext, exchange: Exchange, coding: Coding, go_on: Callable[[], None]) -> None:
     """Decode a body, at once or on a thread if that takes longer; answer a request whose body cannot be decoded.
 
+    A body that waits for the thread keeps nothing of what was decoded: thousands may wait, of some kilobytes each.
+
     Args:
         go_on: called in the loop when the exchange has its decoded body.
     """
-    decoder = Decoder(coding, exchange.body, context.limits.max_body)
-    exchange.body = b""
+    data, exchange.body = exchange.body, b""
+    max_body = context.limits.max_body
 
     def to_the_end(_: Check) -> None:
+        decoder = Decoder(coding, data, max_body)
         while not decoder.advance(_INLINE_BYTES):
             pass
         exchange.body = decoder.decoded()
@@ -92,13 +95,14 @@ def decode(context: IngestContext, exchange: Exchange, coding: Coding, go_on: Ca
         else:
             exchange.connection.answer_bug(exchange, error)
 
-    try:
-        whole = context.turns.spent < context.turns.budget.turn_seconds and decoder.advance(_INLINE_BYTES)
-    except (BadPayload, PayloadTooLarge) as error:
-        done(error)
-    else:
-        if whole:
-            exchange.body = decoder.decoded()
-            done(None)
-        else:
-            context.decoding.add(exchange.connection, decoder.encoded_bytes, to_the_end, done)
+    if context.turns.spent < context.turns.budget.turn_seconds and told_bytes(coding, data) <= _INLINE_BYTES:
+        decoder = Decoder(coding, data, max_body)
+        try:
+            if decoder.advance(_INLINE_BYTES):
+                exchange.body = decoder.decoded()
+                go_on()
+                return
+        except (BadPayload, PayloadTooLarge) as error:
+            done(error)
+            return
+    context.decoding.add(exchange.connection, len(data), to_the_end, done)

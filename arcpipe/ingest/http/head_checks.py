@@ -24,6 +24,7 @@ LENGTH_DIGITS: Final = 19
 _HOST: Final = re.compile(rb"(?:(?i:https?)://)?(?:[A-Za-z0-9._~!$&'()*+;=%-]*|\[[0-9A-Fa-fv:.]+\])(?::[0-9]*)?\Z")
 # Valid values of Host that one worker remembers, so that each is matched once: clients use few.
 _HOSTS_KEPT: Final = 1024
+_HOST_BYTES: Final = 272  # of each; a name has 253 at most
 
 
 class Refused(Exception):
@@ -97,7 +98,7 @@ def check_host(headers: dict[bytes, bytes], is_http_1_0: bool, known: set[bytes]
         raise Refused(malformed("there is no Host header"))
     if _HOST.match(host) is None:
         raise Refused(malformed("the Host header is given twice or malformed"))
-    if len(known) < _HOSTS_KEPT:
+    if len(known) < _HOSTS_KEPT and len(host) <= _HOST_BYTES:
         known.add(host)
 
 

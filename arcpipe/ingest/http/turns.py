@@ -51,7 +51,7 @@ class Turns:
 
     __slots__ = (
         *("_heartbeat_due", "_scheduled", "_show_heartbeat", "_waiting", "budget", "deadline", "longest_inline"),
-        *("read_seconds", "spent"),
+        *("number", "read_seconds", "spent"),
     )
 
     def __init__(self, budget: TimeBudget, show_heartbeat: Callable[[], None] = lambda: None) -> None:
@@ -64,6 +64,7 @@ class Turns:
         self._show_heartbeat = show_heartbeat
         self._heartbeat_due = _HEARTBEAT_SECONDS
         self.spent = 0.0
+        self.number = 0  # of the present turn
         self.read_seconds = budget.slice_seconds  # that one more read of this turn has
         self.longest_inline = math.inf  # bytes of a body that may be encoded in the loop: a longer one took too long
         self.deadline = 0.0  # perf_counter seconds: until when the body at hand may be encoded in the loop
@@ -113,6 +114,7 @@ class Turns:
                     break
         finally:  # if one fails, the others still have their turns
             self.spent = 0.0
+            self.number += 1
             self._heartbeat_due = _HEARTBEAT_SECONDS
             self.read_seconds = self.budget.slice_seconds
             self.longest_inline = math.inf

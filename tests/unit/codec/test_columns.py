@@ -214,3 +214,16 @@ def test_maps_that_stand_one_behind_the_other_are_added_at_once() -> None:
     maps.add(memoryview(b"\x80\x80\x80"), 5, 3)
     maps.add(b"\x80", 1)
     assert maps.encoded() == Encoded(True, b"\x94\x80\x80\x80\x80", 6)
+
+
+@pytest.mark.parametrize("size", [100, 3_000_000])
+def test_maps_of_a_large_body_are_the_same_bytes(size: int) -> None:
+    """Above 32 MB each map is freed once it is copied."""
+    maps = [ColumnBatch("m", {"a": pack_values([chr(97 + number) * size])}, 1).encode() for number in range(12)]
+    collected = Maps()
+    for one in maps:
+        collected.add(one, 1)
+    encoded = collected.encoded()
+    assert encoded is not None
+    assert (encoded.batch, encoded.records) == (1, 12)
+    assert bytes(encoded.body) == array_header(12) + b"".join(maps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import random
 import struct
 import time
 import tracemalloc
@@ -90,6 +91,26 @@ def test_what_was_encoded_is_decoded(coding: Coding, encode: Callable[[bytes], b
 def test_incompressible_data_larger_than_any_piece_is_decoded(coding: Coding, encode: Callable[[bytes], bytes]) -> None:
     data = b"".join(zlib.crc32(struct.pack("I", number)).to_bytes(4, "big") for number in range(150_000))
     assert decode(coding, encode(data), LIMIT) == data
+
+
+def _lines(digits: int) -> bytes:
+    """Return 700 kB of lines that are compressed to a fifth to a half, by their random digits."""
+    source = random.Random(digits)
+    line = b"cpu,host=h%d usage=%0*d 1700000000000000000\n"
+    lines = [line % (source.randrange(100), digits, source.randrange(10**digits)) for _ in range(20_000)]
+    return b"".join(lines)[:700_000]
+
+
+@every_encoder
+@pytest.mark.parametrize("digits", [2, 8, 20, 40])
+def test_bodies_of_usual_lines_are_decoded(coding: Coding, encode: Callable[[bytes], bytes], digits: int) -> None:
+    """Most such bodies in zstd were refused as truncated: a piece ended where the decompressor had nothing left."""
+    data = _lines(digits)
+    encoded = encode(data)
+    assert decode(coding, encoded, LIMIT) == data
+    for end in range(1, len(encoded), 30_011):
+        with pytest.raises(BadPayload, match="truncated"):
+            decode(coding, encoded[:end], LIMIT)
 
 
 @pytest.mark.parametrize("coding", ["gzip", "zstd"])

@@ -273,3 +273,35 @@ def test_check_is_called_while_a_large_body_is_read() -> None:
     calls = 0
     json_array.encode(b"[%b]" % body[:-1].replace(b"\n", b","), check, roles=PLAIN)
     assert calls > len(body) // json_lines.CHUNK_BYTES
+
+
+BLANKS = b" \t\r\n" * 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("body", "rows"),
+    [
+        (BLANKS, 0),
+        (b"[" + BLANKS + b"]", 0),
+        (BLANKS + b"[]" + BLANKS, 0),
+        (b'[{"v":1}' + BLANKS + b',{"v":1}]' + BLANKS, 2),
+        (BLANKS + b"[" + BLANKS + b'{"v":1}' + BLANKS + b',{"v":1}' + BLANKS + b"]", 2),
+    ],
+    ids=["nothing", "in an array", "around", "behind", "everywhere"],
+)
+def test_check_is_called_while_blanks_are_skipped(body: bytes, rows: int) -> None:
+    """100 MB of them, 10 kB when compressed, kept the encoding thread for 11 s, and the interpreter for 0.26 s."""
+    looks: list[None] = []
+    found = json_array.encode(body, lambda *_: looks.append(None), roles=PLAIN)
+    assert rows_of(found) == [("m", {"v": 1})] * rows
+    assert found.errors == []
+    assert len(looks) >= len(body) // (64 << 10)
+
+
+def test_a_long_element_is_bad_whatever_is_around_it() -> None:
+    long = b'{"v":"' + b"x" * 1_100_000 + b'"}'
+    spaced = b'{"v":1' + b" " * 1_100_000 + b"}"  # its blanks are within it
+    for one in (long, spaced, BLANKS + long + BLANKS):
+        found = json_array.encode(b'[{"v":1},' + one + b',{"v":1}]', roles=PLAIN)
+        assert rows_of(found) == [("m", {"v": 1})] * 2
+        assert [(error.line, error.reason) for error in found.errors] == [(2, "more than 1048576 bytes")]

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from arcpipe.codec.collected import ARROW_ROWS
+from arcpipe.codec.protobuf.buffer import Buffer
 from arcpipe.codec.remote_write.body import Version, encode
 from arcpipe.codec.remote_write.tables import Layout
 from arcpipe.errors import BadPayload, PayloadTooLarge
@@ -281,3 +282,62 @@ def test_shared_labels_cannot_grow_without_bound(version: Version) -> None:
     series: list[Series] = [({"__name__": "a", "x": "y" * (1 << 20)}, [(TIME, 1.0)] * 200, [])]
     with pytest.raises(PayloadTooLarge, match="texts that many records share"):
         encode(make(series, version), version=version)
+
+
+@pytest.mark.parametrize("metrics", [60, 70])
+def test_a_help_text_that_many_metrics_share_is_bounded(metrics: int) -> None:
+    """500 kB became an entry of 1 GB: each metric had a copy of one text of 500 kB."""
+    request = V2["Request"](symbols=["", "__name__", "h" * 1_000_000])
+    for number in range(metrics):
+        request.symbols.append(f"metric_{number}")
+        one = request.timeseries.add(labels_refs=[1, number + 3])
+        one.metadata.help_ref = 2
+    body = bytes(request.SerializeToString())
+    if metrics == 60:
+        assert len(rows_of(encode(body, version=2).encoded)["prometheus_metadata"]) == 60
+    else:
+        with pytest.raises(PayloadTooLarge, match="texts that many records share would take more than 64 MB"):
+            encode(body, version=2)
+
+
+def test_long_names_that_many_series_share_are_not_copied_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were, to compare them: seconds for a body of a megabyte, minutes for one of ten."""
+    copied = 0
+    copy = Buffer.slice
+
+    def counted(buffer: Buffer, start: int, end: int) -> bytes:
+        nonlocal copied
+        copied += end - start
+        return copy(buffer, start, end)
+
+    monkeypatch.setattr(Buffer, "slice", counted)
+    request = V2["Request"](symbols=["", "x", "n" * 400_000 + "b", "n" * 400_000 + "a"])
+    for _ in range(1000):
+        request.timeseries.add(labels_refs=[2, 1, 3, 1])
+    body = bytes(request.SerializeToString())
+    with pytest.raises(PayloadTooLarge, match="texts that many records share would take more than 64 MB"):
+        encode(body, version=2)
+    assert copied < len(body)
+
+
+def test_many_bytes_of_symbols_are_written_as_few_are() -> None:
+    """Above 4 MB of symbols, each piece makes JSON of those that it refers to."""
+    series: list[Series] = []
+    for number in range(3_000):
+        labels = {
+            "__name__": f"m_{number % 7}",
+            "host": f"h{number % 900}" * 300,
+            'path "': '/"\n\\\x01ü' * 250 + str(number),
+        }
+        series.append((labels, [(TIME + number, number / 3)], [({"trace": f"t{number}" * 9}, TIME, 0.5)]))
+    body = make(series, 2)
+    outcome = encode(body, version=2)
+    assert not outcome.errors
+    assert reading.samples_written(outcome.encoded) == reading.samples_expected(body, 2)
+    assert reading.exemplars_written(outcome.encoded) == reading.exemplars_expected(body, 2)
+    request = V2["Request"].FromString(body)
+    assert sum(map(len, request.symbols)) > 5_000_000
+    request.symbols.append("x" * 1000)  # nobody refers to it
+    encoded = bytes(request.SerializeToString())
+    with pytest.raises(BadPayload, match="a symbol is not UTF-8"):
+        encode(encoded.replace(b"x" * 1000, b"\xff" * 1000), version=2)

@@ -40,3 +40,30 @@ def test_whoever_asks_behind_a_client_that_is_gone_is_answered(monkeypatch: pyte
         assert gone.statuses == []
         assert 1 <= len(taken) <= 2
         assert edge.exceptions == []
+
+
+def test_metrics_are_made_once_however_clients_spell_what_they_accept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each spelling had an answer of its own: 60 clients kept the thread of operations busy for seconds."""
+    may_look = threading.Event()
+    take = snapshot.take
+    taken: list[None] = []
+
+    def slow_take(*arguments: Any) -> Any:
+        assert may_look.wait(30)
+        taken.append(None)
+        return take(*arguments)
+
+    monkeypatch.setattr(snapshot, "take", slow_take)
+    with Edge() as edge:
+        peer = edge.connect()
+        for number in range(30):
+            peer.feed(request_bytes("GET", "/metrics", headers={"Accept": f"text/plain; spelling={number}"}))
+            peer.feed(
+                request_bytes("GET", "/metrics", headers={"Accept": f"application/openmetrics-text; spelling={number}"})
+            )
+        may_look.set()
+        edge.settle()
+        assert peer.statuses == [200] * 60
+        assert peer.transport.written.count(b"# EOF\n") == 30
+        assert len(taken) <= 4  # two for each form
+        assert edge.exceptions == []

@@ -29,11 +29,12 @@ from arcpipe.ingest.http.auth import Auth
 from arcpipe.ingest.http.background import Background
 from arcpipe.ingest.http.connection import Connection
 from arcpipe.ingest.http.exchange import Exchange
-from arcpipe.ingest.http.turns import TimeBudget, Turns
+from arcpipe.ingest.http.turns import TimeBudget, TooLong, Turns
 from arcpipe.names import is_database_name
 from arcpipe.wal.format import MAX_PAYLOAD_BYTES
-from tests.support.edge import Edge
+from tests.support.edge import ALL_THE_TIME, Edge
 from tests.support.http import pack, request_bytes
+from tests.support.prometheus_messages import V1
 from tests.support.wal_doubles import FaultyDisk
 
 
@@ -145,3 +146,50 @@ def test_names_beyond_the_last_place_are_counted_together(tmp_path: Path) -> Non
         usage = edge.writes.usage
         assert len(usage) == MAX_DATABASES
         assert usage[""] == [11, 22, 11 * len(body(2))]
+
+
+# Where bodies are encoded
+
+
+def test_of_tiny_bodies_that_take_too_long_one_is_tried_in_each_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each was tried in the loop and done anew on the thread, so clients that pipelined them stalled all others."""
+    tried: list[None] = []
+    check = Turns.check
+
+    def counted(turns: Turns, *arguments: Any) -> None:
+        try:
+            check(turns, *arguments)
+        except TooLong:
+            tried.append(None)
+            raise
+
+    monkeypatch.setattr(Turns, "check", counted)
+    lines = request_bytes("POST", "/api/v1/ingest/cpu", b'{"usage":0.5}', {"Content-Type": "application/x-ndjson"})
+    with Edge(tmp_path, budget=ALL_THE_TIME._replace(small_seconds=-1.0)) as edge:
+        peer = edge.connect()
+        for count in (40, 20):
+            tried.clear()
+            peer.feed(lines * count)
+            assert len(tried) == 1
+            edge.settle()
+        assert peer.statuses == [202] * 60
+        assert edge.exceptions == []
+
+
+@pytest.mark.parametrize("path", ["/v1/logs", "/api/v1/write"])
+def test_a_tiny_body_of_telemetry_has_as_long_in_the_loop_as_a_small_one(tmp_path: Path, path: str) -> None:
+    """None is done within the time of other tiny ones, so each was begun twice."""
+    series = V1["WriteRequest"]()
+    one = series.timeseries.add()
+    one.labels.add(name="__name__", value="up")
+    one.samples.add(timestamp=1_700_000_000_000, value=1.0)
+    body = b"\x0a\x04\x12\x02\x12\x00" if path == "/v1/logs" else bytes(series.SerializeToString())
+    headers = {"Content-Type": "application/x-protobuf", "Content-Encoding": "identity"}
+    with Edge(tmp_path, budget=ALL_THE_TIME._replace(small_seconds=-1.0)) as edge:
+        peer = edge.connect()
+        peer.feed(request_bytes("POST", path, body, headers))
+        edge.settle()
+        assert peer.statuses == [200 if path == "/v1/logs" else 204]
+        assert edge.context.encoding.finished == 0

@@ -1,0 +1,94 @@
+"""Bodies that are decoded: what waits for the thread, and what it takes meanwhile.
+
+The connections, the routes and the WAL are the real ones, in this process (tests/support/edge.py).
+"""
+
+from __future__ import annotations
+
+import gzip
+import threading
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from arcpipe.ingest.http.background import HELD_BYTES
+from tests.support.compression import zstd
+from tests.support.edge import Edge
+from tests.support.http import pack, request_bytes
+
+V2 = "/write/v2/msgpack"
+COUNT = 40
+# A body that becomes more than is decoded in the loop, and one that does not.
+LARGE = pack({"m": "cpu", "columns": {"usage": [0.5] * 50_000}})
+SMALL = pack({"m": "cpu", "columns": {"usage": [0.5] * 100}})
+
+
+def _zstd_without_its_size(data: bytes) -> bytes:
+    return zstd.compress(data, options={zstd.CompressionParameter.content_size_flag: 0})
+
+
+def _gzip_of_a_false_size(data: bytes) -> bytes:
+    return gzip.compress(data) + gzip.compress(b"")
+
+
+def _wait(event: threading.Event) -> None:
+    assert event.wait(30)
+
+
+CODINGS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+    "gzip": ("gzip", gzip.compress),
+    "gzip of two members": ("gzip", _gzip_of_a_false_size),
+    "deflate": ("deflate", zlib.compress),
+    "zstd": ("zstd", zstd.compress),
+    "zstd without its size": ("zstd", _zstd_without_its_size),
+}
+
+
+@pytest.mark.parametrize("form", CODINGS)
+def test_bodies_that_wait_to_be_decoded_hold_what_they_sent(tmp_path: Path, form: str) -> None:
+    """Each held up to 256 kB that was decoded in the loop already, which nobody counted."""
+    coding, encode = CODINGS[form]
+    request = request_bytes("POST", V2, encode(LARGE), {"Content-Encoding": coding})
+    with Edge(tmp_path) as edge:
+        may_decode = threading.Event()
+        edge.context.decoding.rest(partial(_wait, may_decode))
+        peers = [edge.connect() for _ in range(COUNT)]
+        tracemalloc.start()
+        for peer in peers:
+            assert peer.feed(request)
+        held, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        waiting_bytes = edge.context.decoding.held_bytes
+        may_decode.set()
+        edge.settle()
+        assert waiting_bytes == COUNT * (len(request) - request.index(b"\r\n\r\n") - 4 + HELD_BYTES)
+        assert held < COUNT * (len(request) + 16_000)
+        assert [peer.statuses for peer in peers] == [[202]] * COUNT
+        assert edge.exceptions == []
+
+
+@pytest.mark.parametrize("form", CODINGS)
+def test_small_bodies_are_decoded_without_a_thread(tmp_path: Path, form: str) -> None:
+    coding, encode = CODINGS[form]
+    with Edge(tmp_path) as edge:
+        peer = edge.connect()
+        peer.feed(request_bytes("POST", V2, encode(SMALL), {"Content-Encoding": coding}))
+        edge.settle()
+        assert peer.statuses == [202]
+        assert edge.context.decoding.finished == 0
+
+
+@pytest.mark.parametrize("form", CODINGS)
+@pytest.mark.parametrize("content", [SMALL, LARGE])
+def test_a_damaged_body_is_refused_in_the_loop_or_on_the_thread(tmp_path: Path, form: str, content: bytes) -> None:
+    coding, encode = CODINGS[form]
+    with Edge(tmp_path) as edge:
+        peer = edge.connect()
+        peer.feed(request_bytes("POST", V2, encode(content)[:-5], {"Content-Encoding": coding}))
+        edge.settle()
+        assert peer.statuses == [400]
+        assert edge.exceptions == []
