@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -12,7 +13,11 @@ def print_json(rows: Iterable[Mapping[str, Any]]) -> None:
     import orjson
 
     for row in rows:
-        print(orjson.dumps(row).decode("utf-8"), flush=True)
+        try:
+            line = orjson.dumps(row).decode("utf-8")
+        except TypeError:  # the name of a file that is no text
+            line = json.dumps(row, separators=(",", ":"))
+        print(line, flush=True)
 
 
 def print_table(columns: tuple[str, ...], rows: Iterable[Mapping[str, Any]], left: Collection[str]) -> int:
