@@ -86,8 +86,10 @@ def test_the_type_of_a_column_fits_all_its_values_and_loses_none(groups: list[li
         (["true", "False"], "bool"),
         (["007"], "text"),
         (["1_000"], "text"),
-        (["9223372036854775808"], "text"),
-        (["9223372036854775808", "2.5"], "text"),
+        (["-9223372036854775808", "18446744073709551615"], "int"),  # what 64 bits hold, as in NDJSON and over HTTP
+        (["18446744073709551616"], "text"),
+        (["-9223372036854775809"], "text"),
+        (["18446744073709551616", "2.5"], "text"),
         (["123456789012345678901"], "text"),
         (["1" * 5000], "text"),
         (["-" + "1" * 5000, "1.5"], "text"),
@@ -100,6 +102,12 @@ def test_the_type_of_a_column_fits_all_its_values_and_loses_none(groups: list[li
 )
 def test_types_are_read_strictly(values: list[str], kind: str | None) -> None:
     assert texts.kind_of(values, None) == kind
+
+
+def test_an_integer_of_more_than_64_bits_is_refused_where_integers_are_wanted() -> None:
+    with pytest.raises(ValueError, match="18446744073709551616") as refused:
+        texts.typed(["7", "18446744073709551616"], "int", found=False)
+    assert refused.value.args[0] == 1
 
 
 # CSV
