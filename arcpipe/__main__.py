@@ -9,8 +9,18 @@ import sys
 from arcpipe import libraries
 from arcpipe.supervisor import signals
 
+_INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended, as shells have it
+
 
 def main() -> None:
+    """Run a command line. Ctrl-C ends it without a traceback, also while libraries are loaded."""
+    try:
+        _run()
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+
+
+def _run() -> None:
     """Run a command line; a server blocks its signals before the libraries are loaded."""
     _have_standard_files()
     _take_all_names()

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from arcpipe import __version__
+from arcpipe import __version__, libraries
+from arcpipe.__main__ import main
 from arcpipe.config.settings import Settings
 from arcpipe.native import KERNEL
 from tests.support.preloaded import run
@@ -299,3 +302,15 @@ def test_a_name_that_is_no_text_is_printed_as_an_escape(tmp_path: Path) -> None:
     assert plain.stdout.startswith("\\udcff.lp: 1 records are good")
     as_json = arcpipe("load", "--dry-run", "--json", name, cwd=tmp_path, PYTHONIOENCODING="utf-8:strict")
     assert (as_json.returncode, json.loads(as_json.stdout)["file"]) == (0, name)
+
+
+def test_ctrl_c_while_libraries_are_loaded_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def strike() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)  # until the interpreter takes it
+
+    monkeypatch.setattr(libraries, "leave_out_unused", strike)
+    monkeypatch.setattr(sys, "argv", ["arcpipe", "lake", "ls"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
