@@ -425,6 +425,17 @@ def test_a_zone_that_nobody_knows_changes_no_time(tmp_path: Path) -> None:
     assert msgpack.unpackb(chunk.body(), timestamp=3)[0]["columns"]["at"] == [datetime.fromtimestamp(1, UTC), None]
 
 
+def test_nested_times_that_python_does_not_hold_are_text(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    far, nowhere = pa.list_(pa.timestamp("ms")), pa.list_(pa.timestamp("ms", "No/Where"))
+    table = pa.table({"v": [1, 2], "far": pa.array([[2**60], None], far), "at": pa.array([[0], []], nowhere)})
+    pq.write_table(table, path)
+    [chunk] = read(Source(path), Plan(measurement="cpu", has_time=False)).chunks()
+    columns = msgpack.unpackb(chunk.body())[0]["columns"]
+    assert columns["far"] == [["36536598-01-28 21:54:06.976"], None]
+    assert columns["at"] == [["1970-01-01 00:00:00.000+00:00"], []]
+
+
 @pytest.fixture
 def arc_file(tmp_path: Path) -> Path:
     path = tmp_path / "pro%20d" / "cpu" / "2026" / "01" / "01" / "00" / "x.parquet"
