@@ -314,3 +314,9 @@ def test_ctrl_c_while_libraries_are_loaded_is_no_traceback(monkeypatch: pytest.M
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 130
+
+
+@pytest.mark.parametrize("command", ["ls", "verify"])
+def test_a_directory_without_segments_is_told_as_such(tmp_path: Path, command: str) -> None:
+    done = run("wal", command, ".", directory=tmp_path, environ=environment(), seconds=60)
+    assert (done.returncode, done.stdout) == (0, "There are no segments in ..\n")
