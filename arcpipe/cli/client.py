@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import re
 import socket
 import ssl
 from pathlib import Path
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 _PATH: Final = "/api/v1/status"
 _TIMEOUT_SECONDS: Final = 5.0
 _UNIX: Final = "unix:"
+_BLANKS: Final = re.compile(r"[\x00-\x20\x7f]")
+_TOKEN: Final = re.compile(r"[\x21-\x7e]*")
 
 
 class NotAnswering(ArcpipeError):
@@ -70,6 +73,8 @@ class StatusServer:
     def __init__(self, url: str, host: str, port: int, path: str, tls: ssl.SSLContext | None, token: str):
         self.url = url
         self._host, self._port, self._path, self._tls = host, port, path, tls
+        if not _TOKEN.fullmatch(token):  # http.client would repeat it in its reason
+            raise ArcpipeError("the token has characters that no token has, such as a blank or the end of a line")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     @classmethod
@@ -92,7 +97,7 @@ class StatusServer:
             host, port = parts.hostname, parts.port
         except ValueError:
             host, port = None, None
-        if not host or parts.scheme not in ("http", "https"):
+        if not host or parts.scheme not in ("http", "https") or _BLANKS.search(url):
             raise ArcpipeError(f"--url: {url!r} is not a URL such as http://127.0.0.1:8000 or unix:/path/of.sock")
         is_tls = parts.scheme == "https"
         _needs_tls(authorities, url, is_tls)
@@ -147,15 +152,7 @@ class StatusServer:
         return self._get(self._path)
 
     def _get(self, path: str) -> bytes:
-        connection: http.client.HTTPConnection
-        if self._host.startswith(_UNIX):
-            connection = UnixHTTPConnection(self._host.removeprefix(_UNIX), _TIMEOUT_SECONDS)
-        elif self._tls is None:
-            connection = http.client.HTTPConnection(self._host, self._port, timeout=_TIMEOUT_SECONDS)
-        else:
-            connection = http.client.HTTPSConnection(
-                self._host, self._port, timeout=_TIMEOUT_SECONDS, context=self._tls
-            )
+        connection = self._connection()
         try:
             connection.request("GET", path, headers=self._headers)
             response = connection.getresponse()
@@ -175,6 +172,13 @@ class StatusServer:
         if response.status != http.client.OK:
             raise NotAnswering(f"answered {response.status} {response.reason}: {_error_in(body)}")
         return body
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if self._host.startswith(_UNIX):
+            return UnixHTTPConnection(self._host.removeprefix(_UNIX), _TIMEOUT_SECONDS)
+        if self._tls is None:
+            return http.client.HTTPConnection(self._host, self._port, timeout=_TIMEOUT_SECONDS)
+        return http.client.HTTPSConnection(self._host, self._port, timeout=_TIMEOUT_SECONDS, context=self._tls)
 
     def picture(self) -> Picture | Outline:
         """Return the server's answer, or its outline if the server is of another version.

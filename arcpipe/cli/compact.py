@@ -121,13 +121,14 @@ async def _compact(settings: Settings, options: _Options, dry_run: bool) -> int:
 
 
 def _row(work: Work) -> dict[str, Any]:
+    from arcpipe.cli.output import hour_of
     from arcpipe.lake.folders import name_of
 
     folder = work.folder
     return {
         "database": name_of(folder.database),
         "measurement": name_of(folder.measurement),
-        "hour": datetime.fromtimestamp(folder.hour_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H"),
+        "hour": hour_of(folder.hour_us),
         "files": len(work.files),
         "mb": round(sum(file.size for file in work.files) / 1e6, 1),
         "dedup": "series_time" if work.dedup else "none",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from arcpipe.cli.compact import parse_time
 from arcpipe.cli.options import ConfigOption
-from arcpipe.cli.output import print_json, print_table
+from arcpipe.cli.output import hour_of, print_json, print_table
 from arcpipe.cli.serving import load_settings
 from arcpipe.errors import ArcpipeError
 
@@ -105,7 +104,7 @@ async def _expire(
 def _add(rows: dict[tuple[str, str], dict[str, Any]], expired: Expired) -> None:
     from arcpipe.lake.folders import name_of
 
-    hour = datetime.fromtimestamp(expired.folder.hour_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H")
+    hour = hour_of(expired.folder.hour_us)
     names = name_of(expired.folder.database), name_of(expired.folder.measurement)
     start = dict(zip(_COLUMNS, (*names, hour, hour, 0, 0, 0), strict=True))
     row = rows.setdefault(names, start)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib.resources
 import os
+import re
+import shlex
 import sys
 from collections.abc import Iterator
 from importlib.resources.abc import Traversable
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 _PROGRAM: Final = "/opt/arcpipe/bin/arcpipe"
 # What the unit's sandbox hides (ProtectHome= and PrivateTmp=).
 _HIDDEN: Final = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
+# A path that a unit may have as it is: systemd reads blanks, quotes, % and $ in ways of its own.
+_PLAIN: Final = re.compile(r"[A-Za-z0-9/._+@:,=~-]+")
 
 
 class _File(NamedTuple):
@@ -119,16 +123,16 @@ def _own_path() -> str:
 
 
 def _program() -> str:
-    """Return the program that the unit starts: this one, if the service can see it."""
+    """Return the program that the unit starts: this one, if the service can see it and a unit can name it."""
     own = _own_path()
-    return own if own and not own.startswith(_HIDDEN) else _PROGRAM
+    return own if _PLAIN.fullmatch(own) and not own.startswith(_HIDDEN) else _PROGRAM
 
 
 def _next_steps(directory: Path) -> str:
     """Return what to do next."""
-    settings = directory / "config.toml"
-    config = "" if settings.resolve() == Path("config.toml").resolve() else f" --config {settings}"
-    units = directory / "systemd"
+    path = directory / "config.toml"
+    settings, units = shlex.quote(str(path)), shlex.quote(str(directory / "systemd"))
+    config = "" if path.resolve() == Path("config.toml").resolve() else f" --config {settings}"
     lines = [
         "",
         "Next:",

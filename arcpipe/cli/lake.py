@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,9 +14,10 @@ import typer
 
 from arcpipe.cli.expire import expire
 from arcpipe.cli.options import config_option
-from arcpipe.cli.output import print_json, print_table
+from arcpipe.cli.output import hour_of, moment_of, print_json, print_table
 from arcpipe.cli.serving import load_settings
 from arcpipe.errors import ArcpipeError
+from arcpipe.logs.lines import escaped
 
 if TYPE_CHECKING:
     from arcpipe.lake.inspect import StoredFile
@@ -73,9 +74,9 @@ async def _ls(database: str | None, measurement: str | None, config: Path | None
             "database": key[0],
             "measurement": key[1],
             **(
-                {"first_hour": _hour(row["first"]), "last_hour": _hour(row["last"])}
+                {"first_hour": hour_of(row["first"]), "last_hour": hour_of(row["last"])}
                 if measurement is None
-                else {"hour": _hour(key[2])}
+                else {"hour": hour_of(key[2])}
             ),
             "files": row["files"],
             "bytes": row["bytes"],
@@ -140,8 +141,8 @@ async def _count(database: str | None, measurement: str | None, config: Path | N
             "measurement": key[1],
             "files": row["files"],
             "rows": row["rows"],
-            "first_time": _time(row["first"]),
-            "last_time": _time(row["last"]),
+            "first_time": moment_of(row["first"]),
+            "last_time": moment_of(row["last"]),
         }
         for key, row in sorted(rows.items())
     )
@@ -348,20 +349,13 @@ def _progress(what: str, total: int, is_bytes: bool = False) -> Iterator[Callabl
         yield lambda count: bar.advance(task, count)
 
 
-def _hour(hour_us: int) -> str:
-    return datetime.fromtimestamp(hour_us / 1e6, UTC).strftime("%Y-%m-%dT%H")
-
-
-def _time(us: int) -> str:
-    seconds, rest = divmod(us, 1_000_000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:06}Z"
-
-
 def _shown(value: Any, as_json: bool) -> Any:
     if isinstance(value, datetime):
         return value.isoformat().replace("+00:00", "Z")
     if isinstance(value, bytes):
         return value.hex()
+    if isinstance(value, str) and not as_json:
+        return escaped(value)  # a row is a line, and nobody's text is a command to the terminal
     if as_json and not isinstance(value, (int, float, str, bool, type(None))):
         return str(value)  # a decimal
     return value

@@ -108,7 +108,7 @@ class _Target(NamedTuple):
 def _options(token_file: Path | None, cacert: Path | None, compression: str, give_up: float) -> Options:
     from arcpipe.client.options import Compression, Options
 
-    token = os.environ.get("ARCPIPE_TOKEN", "")
+    token = os.environ.get("ARCPIPE_TOKEN", "").strip()
     if token_file is not None:
         try:
             token = token_file.read_text().strip()

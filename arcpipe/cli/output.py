@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Collection, Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 
@@ -12,7 +14,11 @@ def print_json(rows: Iterable[Mapping[str, Any]]) -> None:
     import orjson
 
     for row in rows:
-        print(orjson.dumps(row).decode("utf-8"), flush=True)
+        try:
+            line = orjson.dumps(row).decode("utf-8")
+        except TypeError:  # the name of a file that is no text
+            line = json.dumps(row, separators=(",", ":"))
+        print(line, flush=True)
 
 
 def print_table(columns: tuple[str, ...], rows: Iterable[Mapping[str, Any]], left: Collection[str]) -> int:
@@ -41,3 +47,14 @@ def print_table(columns: tuple[str, ...], rows: Iterable[Mapping[str, Any]], lef
         for row in (columns, *cells):
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     return len(cells)
+
+
+def hour_of(us: int) -> str:
+    """Format the hour of a time in µs since the epoch. Years have four digits, which strftime(3) does not see to."""
+    return datetime.fromtimestamp(us // 1_000_000, UTC).isoformat()[:13]
+
+
+def moment_of(us: int) -> str:
+    """Format a time in µs since the epoch, with its µs."""
+    seconds, rest = divmod(us, 1_000_000)
+    return f"{datetime.fromtimestamp(seconds, UTC).isoformat()[:19]}.{rest:06}Z"

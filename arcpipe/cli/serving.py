@@ -6,6 +6,7 @@ module must not import the parser.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -79,7 +80,11 @@ def start_server(config: Path | None) -> int:
 
     # Set up first, so that errors of a start have the format of the log, too.
     logs.setup("INFO", _asked_log_format(config), "supervisor")
-    return upgrade.started(start)
+    try:
+        return upgrade.started(start)
+    except OSError:  # of a command it is told in a line; of a server it is a bug, and the place is needed
+        log.critical("BUG: the server ended by an error that nothing handles", exc_info=True)
+        return 1
 
 
 def check_server(config: Path | None) -> str:
@@ -145,7 +150,7 @@ def _settings_file(given: Path | None) -> Path | None:
 def end_by_code(command: Callable[[], int]) -> NoReturn:
     """Run a command and exit with its code; say why if it fails."""
     try:
-        code = command()
+        code = _flushed(command)
     except ArcpipeError as error:
         is_of_settings = isinstance(error, ConfigError)
         if is_of_settings:
@@ -153,9 +158,33 @@ def end_by_code(command: Callable[[], int]) -> NoReturn:
         else:
             _say(str(error), [])
         code = 2 if is_of_settings else 1
+    except OSError as error:
+        code = _refused(error)
     finally:
         gc.freeze()  # Python collects garbage when it ends, which takes 0.05 s with all libraries loaded
     sys.exit(code)
+
+
+def _flushed(command: Callable[[], int]) -> int:
+    """Run a command and write out what it printed, so that a failure of stdout is told as any other is."""
+    try:
+        code = command()
+    except SystemExit as ended:  # the parser's end
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    if sys.stdout is not None:  # it was closed at the start
+        sys.stdout.flush()
+    return code
+
+
+def _refused(error: OSError) -> int:
+    """Say what the system refused to a command, and return the exit code. A reader that left is no failure to tell."""
+    if not isinstance(error, BrokenPipeError):
+        reason = error.strerror or str(error)
+        _say(f"{os.fsdecode(error.filename)}: {reason}" if isinstance(error.filename, str | bytes) else reason, [])
+    # Python writes the rest of the output at its end, and would fail again.
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return 1
 
 
 def _say(text: str, details: list[str]) -> None:

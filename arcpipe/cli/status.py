@@ -67,7 +67,7 @@ def status(
     """
     from arcpipe.cli.client import NotAnswering, StatusServer
 
-    token = os.environ.get("ARCPIPE_TOKEN", "") if token_file is None else _token_in(token_file)
+    token = os.environ.get("ARCPIPE_TOKEN", "").strip() if token_file is None else _token_in(token_file)
     if url is None:
         from arcpipe.cli.serving import load_settings
 
@@ -98,9 +98,10 @@ def _show_json(server: StatusServer, watch: bool) -> int:
 
     while True:
         body = server.ask()
-        print(body.decode("utf-8"), flush=True)
+        code = _code(decode(body))
+        print(body.decode("utf-8", "backslashreplace"), flush=True)
         if not watch:
-            return _code(decode(body))
+            return code
         time.sleep(_POLL_SECONDS)
 
 

@@ -113,6 +113,8 @@ def verify(
         for path in map(_existing, paths)
         for file in ([found.path for found in all_segments(WALDirectory(path))] if path.is_dir() else [str(path)])
     ]
+    if not files and not as_json:
+        print(f"There are no segments in {', '.join(map(str, paths))}.")
     bad = {ScanVerdict.DAMAGED: 0, ScanVerdict.UNREADABLE: 0}
     for name in files:
         summary = summarize(name, count=False)

@@ -69,6 +69,7 @@ def encode_record(measurement: str, record: Record, tags: Sequence[str], precisi
         BadRecord: it cannot be sent.
     """
     check_name(measurement, "measurement")
+    _check_tags(tags)
     chosen = set(tags)
     row: dict[str, Any] = {"m": measurement, "t": _time_or_now(record.get(_TIME), precision)}
     fields: dict[str, Any] = {}
@@ -123,6 +124,7 @@ def encode_columns(
         BadRecord: they cannot be sent.
     """
     check_name(measurement, "measurement")
+    _check_tags(tags)
     lists = {name: _to_list(values, name) for name, values in columns.items()}
     if not lists.keys() - {_TIME, *tags}:
         raise BadRecord(f"{measurement!r}: there is no column but tags and time")
@@ -196,6 +198,12 @@ def check_database(name: str) -> None:
     """
     if not is_database_name(name):
         raise BadRecord(f"database {name!r} is no database name; {DATABASE_RULE}")
+
+
+def _check_tags(tags: object) -> None:
+    """Refuse a text for a list of names: its characters would be the names, and the tag a field. Raises BadRecord."""
+    if isinstance(tags, str):
+        raise BadRecord(f"tags {tags!r} is one text: give a list of names, such as [{tags!r}]")
 
 
 def _time_or_now(value: Any, precision: Precision) -> Any:

@@ -19,7 +19,7 @@ SpoolSync = Literal["always", "batch", "never"]
 
 MAX_URLS: Final = 64
 
-_TOKEN: Final = re.compile(r"[\x21-\x7e]*\Z")
+_VISIBLE: Final = re.compile(r"[\x21-\x7e]*\Z")  # ASCII without blanks: a token, and a URL that http.client takes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,7 @@ class Options:
         """
         if not is_database_name(self.database):
             raise ClientError(f"database: {self.database!r} is no database name; {DATABASE_RULE}")
-        if _TOKEN.match(self.token) is None:
+        if _VISIBLE.match(self.token) is None:
             raise ClientError("token: it has characters that no token has, such as a space or a newline")
         for name in ("batch_records", "batch_bytes", "memory_bytes", "spool_bytes"):
             if getattr(self, name) < 1:
@@ -134,7 +134,7 @@ def _read_url(url: str) -> Node:
         host, port = parts.hostname, parts.port
     except ValueError:
         host, port, parts = None, None, urlsplit("")
-    if not host or parts.scheme not in ("http", "https") or parts.query or parts.fragment or not url.isascii():
+    if not host or parts.scheme not in ("http", "https") or parts.query or parts.fragment or not _VISIBLE.match(url):
         raise ClientError(f"url: {url!r} is not a URL such as http://127.0.0.1:8000 or unix:/path/of.sock")
     if parts.username is not None or parts.password is not None:
         raise ClientError("url: it has a user or a password; give the token as the option token")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from arcpipe.config.checks_iceberg import problems_of_iceberg
 from arcpipe.config.listeners import is_loopback
 from arcpipe.config.problem import Problem
-from arcpipe.config.settings import CODEC_LEVELS, ClientLimits, Settings, parse_storage_url
+from arcpipe.config.settings import CODEC_LEVELS, ClientLimits, FileLocation, Settings, parse_storage_url
 from arcpipe.errors import ConfigError
 
 
@@ -52,9 +53,20 @@ def problems_of(settings: Settings) -> Iterator[Problem]:
         )
     yield from problems_of_iceberg(settings)
     try:
-        parse_storage_url(settings.storage.url)
+        store = parse_storage_url(settings.storage.url)
     except ConfigError as error:
         yield Problem("storage.url", str(error))
+        return
+    if isinstance(store, FileLocation) and _is_same(str(store.path), settings.wal.dir):
+        # A database called node.json or schema.json would be a folder of that name, and block uploads for good.
+        yield Problem("storage.url", "it is the WAL directory: name one for the store alone", ("wal.dir",))
+
+
+def _is_same(one: str, other: str) -> bool:
+    try:
+        return os.path.realpath(one) == os.path.realpath(other)
+    except OSError:  # the working directory is gone, which the start tells
+        return False
 
 
 def _of_s3(settings: Settings) -> Iterator[Problem]:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from arcpipe.client.encoding import Stream
 from arcpipe.client.options import Precision
+from arcpipe.codec.arrow_ipc.odd_values import UNHELD, values_of
 from arcpipe.lake.file_schema import ROLE
 from arcpipe.load.chunks import BadInput, Chunk, ColumnChunk, Row, RowChunk, within
 from arcpipe.load.plan import DEFAULT_DATABASE, TIME, BadPlan, Plan
@@ -130,10 +131,19 @@ def _values(column: pa.ChunkedArray, is_time: bool, place: str) -> list[Any]:
         if column.null_count == 0 and (pa.types.is_floating(type_) or pa.types.is_integer(type_)):
             found: list[Any] = column.to_numpy().tolist()
             return found
-        values: list[Any] = column.to_pylist()
-        return values
+        return _python(column)
     except (pa.ArrowException, ValueError, OverflowError, KeyError) as error:  # KeyError: a zone, in nested values
         raise BadInput(f"{place}: values of the type {type_} cannot be sent: {error}") from None
+
+
+def _python(column: pa.ChunkedArray) -> list[Any]:
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:  # text of a damaged file
+        raise
+    except UNHELD:  # such as nanoseconds in a list: those become text, as over HTTP
+        values = [value for chunk in column.chunks for value in values_of(chunk)]
+    return values
 
 
 def _is_sent_as_text(type_: pa.DataType) -> bool:

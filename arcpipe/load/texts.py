@@ -12,17 +12,27 @@ from typing import Any, Final
 
 from arcpipe.load.plan import Kind
 
-_INT: Final = re.compile(r"-?(?:0|[1-9]\d{0,18})\Z", re.ASCII)
+_INT: Final = re.compile(r"-?(?:0|[1-9]\d{0,19})\Z", re.ASCII)
 _LONG_INT: Final = re.compile(r"-?[1-9]\d{18,}\Z", re.ASCII)
 _FLOAT: Final = re.compile(r"-?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?\Z|[nN]a[nN]\Z", re.ASCII)
 _BOOL: Final = {"true": True, "false": False}
-_MAX: Final = 2**63 - 1
+_LEAST: Final = -(1 << 63)
+_MOST: Final = (1 << 64) - 1  # the server keeps those above 2^63-1 in a sibling, from whatever format
 _MAX_SIGNS: Final = 20  # of an integer that 64 bits may hold; Python reads no integer of more than 4300 digits
 EXACT: Final = 1 << 53
 """The integers up to this one are all exact as float64. The server keeps others in a column beside the floats."""
 
+
+def _whole(text: str) -> int:
+    """Read an integer. Raises ValueError, also for one that 64 bits do not hold."""
+    number = int(text)
+    if not _LEAST <= number <= _MOST:
+        raise ValueError
+    return number
+
+
 _READERS: Final[dict[Kind, Callable[[str], Any]]] = {
-    "int": int,
+    "int": _whole,
     "float": float,
     "bool": lambda text: _BOOL[text.lower()],
     "text": str,
@@ -45,7 +55,7 @@ def kind_of(values: Sequence[str], kind: Kind | None) -> Kind | None:
 
 
 def _kind(values: Sequence[str]) -> Kind:
-    if any(_LONG_INT.match(value) and (len(value) > _MAX_SIGNS or abs(int(value)) > _MAX) for value in values):
+    if any(map(_is_too_long, values)):
         return "text"
     if all(map(_INT.match, values)):
         return "int"
@@ -54,6 +64,11 @@ def _kind(values: Sequence[str]) -> Kind:
     if all(value.lower() in _BOOL for value in values):
         return "bool"
     return "text"
+
+
+def _is_too_long(text: str) -> bool:
+    """Tell whether it is an integer that 64 bits do not hold."""
+    return bool(_LONG_INT.match(text)) and (len(text) > _MAX_SIGNS or not _LEAST <= int(text) <= _MOST)
 
 
 def times(values: Sequence[str]) -> list[Any]:

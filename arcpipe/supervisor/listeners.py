@@ -70,10 +70,7 @@ class Listeners:
         ports = {tcp_socket.port_of(bound) for bound in spare}
         self._unfit_locks = [fd for name, fd in inherited if name == SOCKET_LOCK]
         # Listeners with port 0 come last, because they take any inherited socket that is left.
-        wanted = sorted(
-            (self._resolve(listener) for listener in self._wanted if not listener.path),
-            key=lambda one: one.listener.tcp.port == 0,
-        )
+        wanted = sorted(self._resolved(), key=lambda one: one.listener.tcp.port == 0)
         for one, found in [(one, tcp_socket.take(spare, one)) for one in wanted]:
             self._bound += self._bind_tcp(one, found, tcp_socket.take_covered(spare, one), one.address[1] in ports)
         for listener in self._wanted:
@@ -195,20 +192,37 @@ class Listeners:
         """
         bound: list[socket.socket] = []
         try:
-            for listener in self._wanted:
-                if listener.path:
-                    unix_socket.check(listener.path, listener.owner, running_pid)
-                    continue
-                one = self._resolve(listener)
+            for one in self._resolved():
                 try:
                     bound.append(tcp_socket.bind(one, one.address, True))
                 except OSError as error:
                     is_ours = error.errno == errno.EADDRINUSE and holders.holds_port(running_pid, *one.address[:2])
                     if not is_ours:
-                        raise tcp_socket.cannot_listen(listener, error) from error
+                        raise tcp_socket.cannot_listen(one.listener, error) from error
+            for listener in self._wanted:
+                if listener.path:
+                    unix_socket.check(listener.path, listener.owner, running_pid)
         finally:
             for made in bound:
                 made.close()
+
+    def _resolved(self) -> list[Resolved]:
+        """Find the socket addresses of all TCP listeners, and refuse two listeners that are at one.
+
+        Raises:
+            ArcpipeError: two listeners have one address or path in different words; the kernel would give a connection
+                to either, or one file would replace the other. Or an address is none, or may not be listened on.
+        """
+        found = [self._resolve(listener) for listener in self._wanted if not listener.path]
+        places: dict[object, Listener] = {}
+        for one in found:
+            if one.address[1]:
+                _refuse_second(places, (one.family, one.address), one.listener)
+        for listener in self._wanted:
+            if listener.path:
+                folder, name = os.path.split(listener.path)
+                _refuse_second(places, os.path.join(os.path.realpath(folder), name), listener)
+        return found
 
     def _resolve(self, listener: Listener) -> Resolved:
         """Find the socket address of a TCP listener.
@@ -264,6 +278,14 @@ class Listeners:
 
 
 _NOBODY: Final = Listener(address="")
+
+
+def _refuse_second(places: dict[object, Listener], place: object, listener: Listener) -> None:
+    if (first := places.setdefault(place, listener)) is not listener:
+        raise ArcpipeError(
+            f"{first.address} and {listener.address} are one address, and two listeners have it: "
+            "leave one of them out, or change it"
+        )
 
 
 def _is_one(name: str, fd: int) -> bool:

@@ -219,7 +219,7 @@ class Processes:
             logs.setup(self._counters.node[NodeBlock.LOG_LEVEL], self._settings.log.format, name, remember)
             setproctitle(f"arcpipe: {name}")
             # Ctrl-C reaches the whole terminal group, other signals the whole service; the supervisor acts on them.
-            for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
+            for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
                 signal.signal(ignored, signal.SIG_IGN)
             # SIGTERM stays blocked until the child has a handler, so that an early one is not lost.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS - {signal.SIGTERM})

@@ -9,7 +9,10 @@ from __future__ import annotations
 import signal
 from typing import Final
 
-SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD})
+# SIGUSR1 has no meaning here. Its default would end the instance, and others reopen their logs by it.
+SIGNALS: Final = frozenset(
+    {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD}
+)
 
 
 def hold() -> None:

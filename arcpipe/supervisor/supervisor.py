@@ -245,6 +245,8 @@ class _Supervisor:
                         continue
                     case signal.SIGHUP:
                         self._reload()
+                    case signal.SIGUSR1:
+                        log.warning("SIGUSR1 has no effect: SIGHUP reloads and opens the access log again")
                     case signal.SIGUSR2 if stop_at == math.inf:
                         self._try_upgrade()
                 self._reap(slots)

@@ -76,10 +76,13 @@ def test_an_upgrade_to_what_would_not_start_is_refused_and_nothing_changes(tmp_p
     config.write_text("")
     with Server(tmp_path) as server:
         pids = server.pids()
+        for pid in pids.values():
+            os.kill(pid, signal.SIGUSR1)  # as a rotation of logs may, or `systemctl kill`: it is nothing here
         config.write_text("[wal]\nsync_mode = 'sometimes'\n")
         os.kill(server.pid, signal.SIGUSR2)
         wait_until(lambda: "the installed version would not start, so this one stays" in server.log, "the refusal")
         assert 'wal.sync_mode = "sometimes"' in server.log
+        assert server.log.count("SIGUSR1 has no effect") == 1
         assert server.pids() == pids
         server.write({"m": "counted", "columns": {"n": [1]}})
         config.write_text("")

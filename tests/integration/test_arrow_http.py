@@ -130,6 +130,43 @@ def test_nested_values_are_rescued_and_misfits_have_siblings(server: Server, dat
     assert nested["t"].startswith("2026-01-01 00:00:00")
 
 
+NS: int = 1_767_225_600_123_456_789
+
+
+def test_values_that_python_does_not_hold_become_text(server: Server, database: str) -> None:
+    """Nanoseconds and far years: the uploader has no pandas, and without it pyarrow gives no such values."""
+    in_ns, zoned = pa.list_(pa.timestamp("ns")), pa.list_(pa.timestamp("ns", "Asia/Tokyo"))
+    columns = {
+        "at": pa.array([1, None], pa.time64("ns")),
+        "list": pa.array([[NS, None], []], in_ns),
+        "zoned": pa.array([[NS], None], zoned),
+        "struct": pa.array([{"a": NS, "b": "x"}, None], pa.struct([("a", pa.timestamp("ns")), ("b", pa.string())])),
+        "map": pa.array([[("k", NS)], []], pa.map_(pa.string(), pa.timestamp("ns"))),
+        "fixed": pa.array([[NS, NS], None], pa.list_(pa.timestamp("ns"), 2)),
+        "far": pa.array([[2**60], [0]], pa.list_(pa.timestamp("s"))),
+        "day": pa.array([[2**31 - 1], None], pa.list_(pa.date32())),
+        "span": pa.array([[2**62], None], pa.list_(pa.duration("s"))),
+        "nowhere": pa.array([[0], None], pa.list_(pa.timestamp("s", "No/Where"))),
+    }
+    table = pa.table({"time": times(2), **columns})
+    assert ingest(server, database, stream(table)).status == 202
+    first, second = server.wait_for_rows(2, database)
+    text = "2026-01-01 00:00:00.123456789"
+    assert (first["at"], second["at"]) == ("00:00:00.000000001", None)
+    assert json.loads(first["_rescued_data"]) == {
+        "list": [text, None],
+        "zoned": [f"{text}+00:00"],
+        "struct": {"a": text, "b": "x"},
+        "map": [["k", text]],
+        "fixed": [text, text],
+        "far": ["36534630048-05-13 13:56:16"],
+        "day": ["5881580-07-11"],
+        "span": [f"{2**62} seconds"],
+        "nowhere": ["1970-01-01 00:00:00+00:00"],
+    }
+    assert json.loads(second["_rescued_data"]) == {"list": [], "map": [], "far": ["1970-01-01 00:00:00"]}
+
+
 @pytest.mark.parametrize(
     ("array", "parameters"),
     [

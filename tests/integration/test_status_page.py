@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.support.http import free_port
 from tests.support.load import Load
@@ -37,6 +37,20 @@ def stopped(server: Server, role: str) -> Iterator[None]:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+def hide(page: Page, is_hidden: bool) -> None:
+    """Tell the page that its tab is hidden, or seen again."""
+    hidden = f"Object.defineProperty(document, 'hidden', {{configurable: true, get: () => {str(is_hidden).lower()}}});"
+    page.evaluate(hidden + "document.dispatchEvent(new Event('visibilitychange'))")
+
+
+def with_two_issues_of_a_code(route: Route) -> None:
+    """Answer as the server, which cannot read some segments: its uploader tells so, and its supervisor."""
+    answer = route.fetch()
+    issue = {"code": "unreadable_segments", "severity": "critical", "recommendation": ""}
+    issues = [issue | {"message": message} for message in ("the first", "the second")]
+    route.fulfill(response=answer, json=answer.json() | {"issues": issues})
 
 
 # What is served
@@ -186,18 +200,18 @@ def test_a_server_that_is_gone_is_told_as_such_and_its_return_is_seen(tmp_path: 
 def test_nobody_is_asked_while_the_tab_is_hidden(tmp_path: Path, page: Page) -> None:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    hide = "Object.defineProperty(document, 'hidden', {configurable: true, get: () => %s});"
-    change = "document.dispatchEvent(new Event('visibilitychange'))"
     with Server(tmp_path, server_workers=1) as server:
         page.goto(server.url)
         expect(headline(page)).to_have_text("Data is safe")
-        page.evaluate(hide % "true" + change)
+        hide(page, True)
         expect(page.locator("#pulse")).to_have_text("paused")
         count = len(asked)
         page.wait_for_timeout(2500)  # two polls and a half
         assert len(asked) == count
-        page.evaluate(hide % "false" + change)
+        page.route("**/api/v1/status", with_two_issues_of_a_code)
+        hide(page, False)
         expect(page.locator("#pulse")).to_have_text(re.compile("^live"))
+        expect(page.locator("#issues .severity + div p:first-child")).to_have_text(["The first", "The second"])
         server.stop()
 
 
@@ -246,6 +260,8 @@ def test_an_answer_to_a_token_that_was_forgotten_is_not_shown(tmp_path: Path, pa
             with page.expect_request("**/api/v1/status"):
                 pass
             page.get_by_role("button", name="Forget the token").click()
+            expect(headline(page)).to_have_text("Asking how it is …")
+            expect(page.locator("#explanation")).to_have_text("")
         expect(headline(page)).to_have_text("A token is needed")
         expect(page.locator("#data")).to_be_hidden()
         server.stop()
@@ -260,6 +276,8 @@ def test_the_refusal_of_an_earlier_token_does_not_forget_the_next_one(tmp_path: 
             for token in (write, read):
                 page.get_by_label("Token with the scope").fill(token)
                 page.keyboard.press("Enter")
+            hide(page, True)  # and a look at another tab before its answer does not forget it either
+            hide(page, False)
         expect(headline(page)).to_have_text("Data is safe")
         expect(page.locator("#ask")).to_be_hidden()
         server.stop()

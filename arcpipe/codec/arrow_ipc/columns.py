@@ -17,6 +17,7 @@ import pyarrow as pa
 from arcpipe.codec.arrow.times import MAX_TIME_US, MIN_TIME_US, Times
 from arcpipe.codec.arrow.values import Ints
 from arcpipe.codec.arrow_ipc.check import plan_of, read_batches, read_schema, storage_of
+from arcpipe.codec.arrow_ipc.odd_values import UNHELD, values_of
 from arcpipe.codec.arrow_ipc.times import is_text, pack_plain, read_times
 from arcpipe.codec.columns import TIME, array_header, pack_values
 from arcpipe.codec.envelope import ArrowBody, ColumnMap
@@ -129,13 +130,9 @@ def _pack(array: pa.Array) -> bytes:
 def _python(array: pa.Array) -> list[Any]:
     try:
         values: list[Any] = array.to_pylist()
-    except (ValueError, OverflowError, pa.ArrowException):  # such as nanoseconds, which datetime does not have
-        values = [_text_of(scalar) for scalar in array]
+    except UNHELD:
+        values = values_of(array)
     return values
-
-
-def _text_of(scalar: pa.Scalar) -> str | None:
-    return str(scalar) if scalar.is_valid else None
 
 
 def _plain(value: Any) -> Any:

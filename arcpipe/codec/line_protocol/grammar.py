@@ -385,13 +385,20 @@ def bad_series(body: bytes, pos: int, escaping: Escaping) -> BadLine:
         return BadLine("tag key is missing", pos + 1)
     end = name.end()
     if body[end : end + 1] != b"=":
-        return BadLine(f"tag {quote(name[0])} has no value", end)
+        return _without_value("tag", name[0], body, end)
     value = escaping.tag_value(body, end + 1)
     if value is None:
         return BadLine(f"value of tag {quote(name[0])} is missing", end + 1)
     if body[value.end() : value.end() + 1] == b"=":
         return BadLine(f"'=' in the value of tag {quote(name[0])} is not escaped", value.end())
     return BadLine("fields are missing", value.end())
+
+
+def _without_value(kind: str, name: bytes, body: bytes, end: int) -> BadLine:
+    """Say that a name has no value. The CR of the line's end is no part of it, as it is none of a value."""
+    if name.endswith(b"\r") and body[end : end + 1] in (b"\n", b""):
+        name, end = name[:-1], end - 1
+    return BadLine(f"{kind} {quote(name)} has no value", end)
 
 
 def bad_field(body: bytes, pos: int, escaping: Escaping) -> BadLine:
@@ -403,7 +410,7 @@ def bad_field(body: bytes, pos: int, escaping: Escaping) -> BadLine:
         return BadLine("fields are missing", pos)
     field, at = quote(name[0]), name.end()
     if body[at : at + 1] != b"=":
-        return BadLine(f"field {field} has no value", at)
+        return _without_value("field", name[0], body, at)
     at += 1
     if body[at : at + 1] == b'"':
         string = _OPEN_STRING(body, at)

@@ -99,3 +99,21 @@ def test_the_unit_starts_the_program_that_wrote_it_unless_hidden(
         monkeypatch.setattr(native, "KERNEL", kernel)
         init.init(tmp_path / "hidden")
         assert f"python3 -m venv /opt/arcpipe && /opt/arcpipe/bin/pip install {what}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["with space", "100%"])
+def test_a_unit_names_no_path_that_systemd_reads_in_another_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    program = tmp_path / name / "arcpipe"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "argv", [str(program), "init"])
+    monkeypatch.setattr(init, "_HIDDEN", ("/home/",))
+    target = tmp_path / "my dir"
+    init.init(target)
+    assert content(target)["systemd/arcpipe.service"] == SOURCES["systemd/arcpipe.service"].read_bytes()
+    told = capsys.readouterr().out
+    assert "python3 -m venv /opt/arcpipe" in told
+    assert f"install -D -m 640 '{target}/config.toml' /etc/arcpipe/config.toml" in told

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from arcpipe import __version__
+from arcpipe import __version__, libraries
+from arcpipe.__main__ import main
 from arcpipe.config.settings import Settings
 from arcpipe.native import KERNEL
+from tests.support.preloaded import run
 from tests.support.terminal import drawn_in_terminal
 
 ROOT = Path(__file__).parents[3]
@@ -259,3 +263,59 @@ def test_every_failure_of_a_start_is_json_for_a_log_that_is(
     last = [json.loads(line) for line in done.stderr.splitlines()][-1]
     assert (last["level"], last["process"]) == ("CRITICAL", "supervisor")
     assert last["message"].startswith(message)
+
+
+# What the system refuses, and names that are no text
+
+
+@pytest.mark.parametrize("command", [["wal", "ls"], ["load"]])
+def test_a_path_that_the_system_refuses_is_told_in_one_line(tmp_path: Path, command: list[str]) -> None:
+    path = "x" * 300
+    done = run(*command, path, directory=tmp_path, environ=environment(), seconds=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"arcpipe: {path}: File name too long\n"
+
+
+@pytest.mark.slow
+def test_an_output_that_is_full_or_gone_is_no_traceback(tmp_path: Path) -> None:
+    def told(stdout: int, *command: str) -> tuple[int, str]:
+        line = [sys.executable, "-m", "arcpipe", *command]
+        env = environment(ARCPIPE_SERVER_PORT="0", ARCPIPE_WAL_DIR=str(tmp_path), ARCPIPE_WAL_MIN_FREE_MB="1")
+        done = subprocess.run(line, cwd=tmp_path, env=env, stdout=stdout, stderr=subprocess.PIPE, check=False)
+        os.close(stdout)
+        return done.returncode, done.stderr.decode()
+
+    assert told(os.open("/dev/full", os.O_WRONLY), "serve", "--check") == (1, "arcpipe: No space left on device\n")
+    reading, writing = os.pipe()
+    os.close(reading)
+    assert told(writing, "serve", "--check") == (1, "")
+
+
+@pytest.mark.slow
+def test_a_name_that_is_no_text_is_printed_as_an_escape(tmp_path: Path) -> None:
+    """As it is in the locales of a terminal; in C and POSIX such bytes are printed as they are."""
+    name = os.fsdecode(b"\xff.lp")
+    (tmp_path / name).write_text("cpu n=1i 1\n")
+    plain = arcpipe("load", "--dry-run", name, cwd=tmp_path, PYTHONIOENCODING="ascii")
+    assert (plain.returncode, plain.stderr) == (0, "")
+    assert plain.stdout.startswith("\\udcff.lp: 1 records are good")
+    as_json = arcpipe("load", "--dry-run", "--json", name, cwd=tmp_path, PYTHONIOENCODING="utf-8:strict")
+    assert (as_json.returncode, json.loads(as_json.stdout)["file"]) == (0, name)
+
+
+def test_ctrl_c_while_libraries_are_loaded_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def strike() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)  # until the interpreter takes it
+
+    monkeypatch.setattr(libraries, "leave_out_unused", strike)
+    monkeypatch.setattr(sys, "argv", ["arcpipe", "lake", "ls"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+
+
+@pytest.mark.parametrize("command", ["ls", "verify"])
+def test_a_directory_without_segments_is_told_as_such(tmp_path: Path, command: str) -> None:
+    done = run("wal", command, ".", directory=tmp_path, environ=environment(), seconds=60)
+    assert (done.returncode, done.stdout) == (0, "There are no segments in ..\n")

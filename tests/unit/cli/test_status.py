@@ -14,6 +14,7 @@ from arcpipe.cli.rates import Live, Sample, are_apart
 from arcpipe.config.load import load
 from arcpipe.config.settings import Settings
 from arcpipe.counters import Counters
+from arcpipe.errors import ArcpipeError
 from arcpipe.monitoring import health, process_state, snapshot
 from arcpipe.monitoring.committer_state import committer_state
 
@@ -102,6 +103,18 @@ def test_of_the_answer_of_another_version_the_outline_is_told(missing: list[str]
 def test_what_is_no_answer_of_any_version_is_told(body: bytes) -> None:
     with pytest.raises(client.NotAnswering, match="the answer is not that of an arcpipe: "):
         client.decode(body)
+
+
+@pytest.mark.parametrize("url", ["http://a b/", "http://a/\r", "http://a:b", "http://", "//a"])
+def test_a_url_that_cannot_be_asked_is_told_as_such(url: str) -> None:
+    with pytest.raises(ArcpipeError, match="is not a URL such as"):
+        client.StatusServer.at(url, "")
+
+
+def test_a_token_that_cannot_be_sent_is_told_but_not_shown() -> None:
+    with pytest.raises(ArcpipeError, match="the token has characters") as told:
+        client.StatusServer.at("http://127.0.0.1:1", "arc_secret\nx")
+    assert "secret" not in str(told.value)
 
 
 # Between two pictures

@@ -176,3 +176,14 @@ def test_the_client_is_light_to_import(tmp_path: Path) -> None:
     ours = {name.split(".")[1] for name in loaded if name.startswith("arcpipe.")}
     assert ours <= {"client", "errors", "units", "names", "iso_8601", "disk", "descriptors"}
     assert ROOT.exists()
+
+
+def test_a_text_for_a_list_of_tags_is_refused() -> None:
+    """Its characters would be the names of tags, and the tag a field for ever."""
+    for parts in (
+        lambda: encoding.encode_record("cpu", {"host": "a", "v": 1}, "host", "auto"),
+        lambda: list(encoding.encode_records("cpu", [{"host": "a", "v": 1}], "host", "auto", 9)),
+        lambda: list(encoding.encode_columns("cpu", {"host": ["a"], "v": [1]}, "host", "auto", 9)),
+    ):
+        with pytest.raises(BadRecord, match="tags 'host' is one text"):
+            parts()

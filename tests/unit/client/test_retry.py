@@ -193,6 +193,8 @@ def test_a_node_that_was_not_reached_is_the_last_choice_for_a_while() -> None:
         ("http://", "is not a URL"),
         ("http://a:99999", "is not a URL"),
         ("http://a?x=1", "is not a URL"),
+        ("http://a b/", "is not a URL"),
+        ("http://a/\n", "is not a URL"),
         ("http://u:p@a", "has a user or a password"),
         (["http://a", "http://a"], "twice"),
     ],

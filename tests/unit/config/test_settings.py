@@ -685,6 +685,20 @@ def test_keys_that_contradict_each_other_are_refused(config: Any, text: str, exp
     assert expected in line
 
 
+def test_a_store_that_is_the_wal_directory_is_refused_by_any_name(
+    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database called node.json would be a folder there, where the node's id is, and block all uploads."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to("data")
+    for url in ("file://./data", f"file://{tmp_path}/data/", "file://./link"):
+        (line,) = problems(config, in_toml(wal='dir = "data"', storage=f'url = "{url}"'))
+        assert "storage.url = " in line
+        assert "it is the WAL directory" in line
+    config(in_toml(wal='dir = "data/wal"', storage='url = "file://./data/lake"'), None)
+
+
 def test_half_a_tls_pair_is_refused(config: Any) -> None:
     found = problems(config, in_toml(server='tls_cert = "cert.pem"'))
     assert any("server.tls_key is not set: set both or neither" in line for line in found)

@@ -86,8 +86,10 @@ def test_the_type_of_a_column_fits_all_its_values_and_loses_none(groups: list[li
         (["true", "False"], "bool"),
         (["007"], "text"),
         (["1_000"], "text"),
-        (["9223372036854775808"], "text"),
-        (["9223372036854775808", "2.5"], "text"),
+        (["-9223372036854775808", "18446744073709551615"], "int"),  # what 64 bits hold, as in NDJSON and over HTTP
+        (["18446744073709551616"], "text"),
+        (["-9223372036854775809"], "text"),
+        (["18446744073709551616", "2.5"], "text"),
         (["123456789012345678901"], "text"),
         (["1" * 5000], "text"),
         (["-" + "1" * 5000, "1.5"], "text"),
@@ -100,6 +102,12 @@ def test_the_type_of_a_column_fits_all_its_values_and_loses_none(groups: list[li
 )
 def test_types_are_read_strictly(values: list[str], kind: str | None) -> None:
     assert texts.kind_of(values, None) == kind
+
+
+def test_an_integer_of_more_than_64_bits_is_refused_where_integers_are_wanted() -> None:
+    with pytest.raises(ValueError, match="18446744073709551616") as refused:
+        texts.typed(["7", "18446744073709551616"], "int", found=False)
+    assert refused.value.args[0] == 1
 
 
 # CSV
@@ -415,6 +423,17 @@ def test_a_zone_that_nobody_knows_changes_no_time(tmp_path: Path) -> None:
         writer.write_table(table)
     [chunk] = read(Source(path), Plan(measurement="cpu", has_time=False), "arrow").chunks()
     assert msgpack.unpackb(chunk.body(), timestamp=3)[0]["columns"]["at"] == [datetime.fromtimestamp(1, UTC), None]
+
+
+def test_nested_times_that_python_does_not_hold_are_text(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    far, nowhere = pa.list_(pa.timestamp("ms")), pa.list_(pa.timestamp("ms", "No/Where"))
+    table = pa.table({"v": [1, 2], "far": pa.array([[2**60], None], far), "at": pa.array([[0], []], nowhere)})
+    pq.write_table(table, path)
+    [chunk] = read(Source(path), Plan(measurement="cpu", has_time=False)).chunks()
+    columns = msgpack.unpackb(chunk.body())[0]["columns"]
+    assert columns["far"] == [["36536598-01-28 21:54:06.976"], None]
+    assert columns["at"] == [["1970-01-01 00:00:00.000+00:00"], []]
 
 
 @pytest.fixture

@@ -201,3 +201,20 @@ def test_a_unix_socket_gets_its_mode_when_it_is_taken_over(
     assert (path.stat().st_mode & 0o777, path.stat().st_ino) == (0o600, inode)
     former.close()
     later.close()
+
+
+@pytest.mark.parametrize(
+    "words", [("localhost:{}", "127.0.0.1:{}"), ("[::1]:{}", "[0:0::1]:{}"), ("unix:a", "unix:./a")]
+)
+def test_one_address_in_other_words_is_refused_by_start_and_check(
+    words: tuple[str, str], port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both could be bound, and the kernel would give a connection to either, whatever its paths are."""
+    monkeypatch.chdir(tmp_path)
+    first, second = (text.format(port) for text in words)
+    wanted = settings("", 0, first, second)
+    for look in (Listeners(wanted, WORKERS).check, lambda: Listeners(wanted, WORKERS).bind([])):
+        with pytest.raises(ArcpipeError, match="are one address") as told:
+            look()
+        assert str(told.value).startswith(f"{first} and {second} are")
+    assert list(tmp_path.iterdir()) == []

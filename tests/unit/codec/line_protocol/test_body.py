@@ -350,6 +350,8 @@ INVALID = [
     ("m f 1", "field 'f' has no value at column 4"),
     ("m f=1,g", "field 'g' has no value at column 8"),
     ("m f=1,g 5", "field 'g' has no value at column 8"),
+    ("m f\r", "field 'f' has no value at column 4"),
+    ("m,t\r", "tag 't' has no value at column 4"),
     ("m f=", "value of field 'f' is missing at column 5"),
     ("m f= ", "value of field 'f' is missing at column 5"),
     ("m f= 5", "value of field 'f' is missing at column 5"),
