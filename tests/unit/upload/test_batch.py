@@ -17,6 +17,8 @@ from typing import Any
 from unittest import mock
 
 import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -28,7 +30,7 @@ from arcpipe.tables.commit_file import CommitFiles
 from arcpipe.upload import segments
 from arcpipe.upload.batches import Batches
 from arcpipe.upload.collect import BatchTables
-from arcpipe.upload.conversion_jobs import ConversionJobs
+from arcpipe.upload.conversion_jobs import ConversionJobs, TableOutput
 from arcpipe.upload.journal import Converted, Journal, KeyRecord, SegmentRecord, Uploaded
 from arcpipe.upload.leftovers import StoreLeftovers
 from arcpipe.upload.manifest import Manifest, encode_manifest, parse_batch_file
@@ -613,6 +615,61 @@ def test_an_entry_that_a_bug_refuses_is_a_dead_letter(method: str, wal: Path, mo
     assert len(letters) == 1
     assert outcome.block[Uploader.DEAD_LETTERS] == 1
     assert batch_files(wal) == []
+    assert sealed(wal) == []
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+def test_rows_that_the_parquet_writer_refuses_are_a_dead_letter(
+    crashes: bool, wal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be joined with others by then: the batch is done again, carefully, and a redo makes the same objects."""
+    original = pq.ParquetWriter.write_table
+
+    def refuse(writer: pq.ParquetWriter, table: pa.Table, *arguments: Any, **more: Any) -> None:
+        if 5 in table.column("id").to_pylist():
+            raise pa.ArrowNotImplementedError("no fives")
+        original(writer, table, *arguments, **more)
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", refuse)
+    store = MemoryStore()
+    if crashes:
+        letters_put = 0
+
+        def die(key: str) -> None:
+            nonlocal letters_put
+            letters_put += key.startswith("_dead_letter/")
+            if letters_put:
+                raise Crash
+
+        store.before_put = die
+        with pytest.raises(Crash):
+            run(wal, store)
+        store.before_put = lambda key: None
+    outcome = run(wal, store, boot=2)
+    assert_once(store)
+    (letter,) = [key for key in store.objects if key.startswith("_dead_letter/db/")]
+    assert msgspec.msgpack.decode(store.objects[letter])[3]["columns"]["id"] == [4, 5, 6, 7]
+    assert outcome.block[Uploader.DEAD_LETTERS] == 1
+    assert batch_files(wal) == []
+    assert sealed(wal) == []
+
+
+def test_a_refusal_that_care_does_not_find_takes_the_batch_apart(wal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer refuses rows as such, and their trial is no help."""
+    original = ConversionJobs._write
+
+    def refuse(self: ConversionJobs, output: TableOutput, converted: Any, *arguments: Any, **more: Any) -> None:
+        if any(5 in part.table.column("id").to_pylist() for part in converted):
+            output.writers.abort()
+            self.refused[output.name] = "no fives"
+        else:
+            original(self, output, converted, *arguments, **more)
+
+    monkeypatch.setattr(ConversionJobs, "_write", refuse)
+    store = MemoryStore()
+    run(wal, store)
+    assert_once(store)
+    assert len([key for key in store.objects if key.startswith("_dead_letter/db/")]) == 1
     assert sealed(wal) == []
 
 
