@@ -29,6 +29,7 @@ from arcpipe.lake.keys import merged_file_name
 from arcpipe.lake.parquet_file import Rows
 from arcpipe.lake.spool import Spool, SpoolMemory
 from arcpipe.storage import LakeStore
+from arcpipe.tables.base import Refused
 from arcpipe.tables.swap import TableSwap
 from arcpipe.units import MB
 
@@ -119,12 +120,18 @@ class Merge:
         """Take a plan that a crash left to its end: undo what was not committed, and finish the rest.
 
         Raises:
-            Stuck: it is of another store, or the store has neither its inputs nor its outputs.
+            Stuck: it is of another store, it needs tables that the settings have not, or the store has neither its
+                inputs nor its outputs.
         """
         if plan.store != self._store.url:
             raise Stuck(
                 f"{self._plans.path} is of the store {plan.store}, and the server uses {self._store.url}: "
                 "start once with that store, or remove the file if that store is gone"
+            )
+        if plan.in_table and plan.state == "committed" and self._tables is None:
+            raise Stuck(
+                f'{self._plans.path} merges files of tables, and tables.format is "none" now: start once with the '
+                "format that it had, or remove the file if these tables are gone"
             )
         log.info("a merge in %s was interrupted when it was %s; going on", plan.folder, plan.state)
         if plan.state == "planned":
@@ -211,7 +218,7 @@ class Merge:
 
     async def _finish(self, plan: Plan) -> float:
         """Make the outputs visible and delete the inputs. Returns the seconds in which readers saw both."""
-        if self._tables is not None:
+        if plan.in_table and self._tables is not None:
             await self._finish_in_table(plan, self._tables)
             return 0.0
         started = time.monotonic()
@@ -236,7 +243,13 @@ class Merge:
                 log.error("outputs of a merge in %s are gone: the table keeps its files", plan.folder)
                 await self._give_up(plan, folder, tables)
                 return
-            if not await tables.replace(folder, [one.key for one in plan.inputs], outputs):
+            try:
+                is_done = await tables.replace(folder, [one.key for one in plan.inputs], outputs)
+            except Refused:  # until a person changes something: other merges must not wait for that
+                if (await tables.held(folder)).isdisjoint(key for key, _ in outputs):
+                    await self._give_up(plan, folder, tables)
+                raise
+            if not is_done:
                 log.info("a merge in %s is given up: somebody else changed its files in the table first", plan.folder)
                 await self._give_up(plan, folder, tables)
                 return

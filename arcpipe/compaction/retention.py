@@ -29,6 +29,7 @@ from arcpipe.lake.folders import Folder, parse_folder
 from arcpipe.lake.hours import hours_until, newest_hour
 from arcpipe.lake.keys import database_components
 from arcpipe.storage import LakeStore
+from arcpipe.tables.swap import Problems
 
 _AHEAD_US: Final = DAY_US  # most time that the clock may be ahead of the newest hour's end
 
@@ -101,15 +102,26 @@ class Retention:
         return newest
 
     async def find(self, limits: Mapping[str, int]) -> AsyncIterator[Expired]:
-        """Yield the expired hours that have files, also of others only, by measurement and the oldest first."""
+        """Yield the expired hours that have files, also of others only, by measurement and the oldest first.
+
+        Raises:
+            TableError: some tables cannot be read. All that was found in others was yielded before.
+        """
+        problems = Problems()
         for database, end_us in limits.items():
             for component in database_components(database):
                 for measurement in await self._store.list_folders(f"{component}/"):
-                    async for found in hours_until(self._store, f"{component}/{measurement}/", end_us):
-                        self._step()
-                        folder = parse_folder(found.path)
-                        if folder is not None and any((expired := await self._look(folder))[1:]):
+                    with problems.of_one_table():
+                        async for expired in self._find_in(f"{component}/{measurement}/", end_us):
                             yield expired
+        problems.raise_first()
+
+    async def _find_in(self, measurement: str, end_us: int) -> AsyncIterator[Expired]:
+        async for found in hours_until(self._store, measurement, end_us):
+            self._step()
+            folder = parse_folder(found.path)
+            if folder is not None and any((expired := await self._look(folder))[1:]):
+                yield expired
 
     async def delete(self, folder: Folder) -> Expired:
         """Delete the files of an expired hour.
