@@ -85,7 +85,8 @@ class RetentionLooks:
         problems = Problems()
         refused = ""  # the table that refused an hour: it will refuse the others, too
         try:
-            async for expired in self._retention.find(await self._retention.limits(self._days)):
+            limits = await self._retention.limits(self._days)
+            async for expired in self._retention.find(limits, tidies=True):
                 table = "/".join(expired.folder.path.split("/")[:2])
                 if not expired.files or table == refused:
                     continue

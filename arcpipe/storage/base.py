@@ -186,6 +186,15 @@ class LakeStore(ObjectStore, Protocol):
         """Remove the objects, durably. Missing ones are no error. After a failure any of them may be there."""
         ...
 
+    async def remove_empty(self, folder: str, modified_before: float) -> None:
+        """Remove a folder that is empty, and the empty ones above it, where a store has folders at all. Not durably.
+
+        Args:
+            folder: without a slash at its end.
+            modified_before: seconds since the epoch; a folder that was changed later stays.
+        """
+        ...
+
 
 def require_key(key: str) -> None:
     """Refuse a key unless it is a relative POSIX path in UTF-8 without empty, `.` or `..` components.
