@@ -290,11 +290,22 @@ class Merge:
     async def _start_over(self, plan: Plan) -> None:
         """Undo a committed plan of which an output is nowhere, because somebody else deleted it.
 
+        A list may be behind, so each object is looked for before anything is deleted.
+
         Raises:
             Stuck: some inputs are missing, too.
+            StorageError: an output is there, and the list does not show it.
         """
         visible = await self._sizes(plan.folder + "/")
-        lost = [one.key for one in plan.inputs if visible.get(one.key) != one.size]
+        for one in plan.outputs:
+            if one.key not in visible and await self._store.exists(one.key):
+                raise StorageError(
+                    f"{one.key} is there, and the list of its folder does not show it: nothing is deleted, and it is "
+                    "tried again"
+                )
+        lost = [
+            one.key for one in plan.inputs if visible.get(one.key) != one.size or not await self._store.exists(one.key)
+        ]
         if len(lost) == len(plan.inputs):
             log.warning("a merge in %s was over, and files of it were deleted since: its plan is removed", plan.folder)
             await self._undo()
