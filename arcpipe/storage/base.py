@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from arcpipe.errors import StorageError
+from arcpipe.errors import UnreadableBlob
 
 if TYPE_CHECKING:
 
@@ -213,17 +213,17 @@ def read_exactly(blob: Blob, offset: int, length: int) -> bytes | memoryview:
     """Read exactly `length` bytes of a blob. Stores use this, so that a failing blob is not taken for a failing store.
 
     Raises:
-        StorageError: the blob cannot be read, or is shorter than its size.
+        UnreadableBlob: it cannot be read, or is shorter than its size.
     """
     try:
         data = blob.read_at(offset, length)
     except Exception as error:
-        raise StorageError(
+        raise UnreadableBlob(
             f"cannot read the data to be stored ({length} bytes at {offset} of {blob.size}): {error}. "
             "Check the disk that holds it"
         ) from error
     if len(data) != length:
-        raise StorageError(
+        raise UnreadableBlob(
             f"the data to be stored is shorter than its size of {blob.size} bytes: "
             f"{len(data)} of {length} bytes at {offset}. Was it changed meanwhile?"
         )

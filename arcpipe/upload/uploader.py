@@ -327,7 +327,7 @@ class BatchUploader:
         except UnreadableSegment as error:
             self._set_aside(batch, error)
             return None
-        except StorageError as error:  # of `prepare`: puts are retried by themselves
+        except StorageError as error:  # of `prepare`, or of finished bytes that cannot be read: puts are retried
             self._wait(batch, error, "")
             return None
 

@@ -26,6 +26,9 @@ from hypothesis import strategies as st
 from arcpipe import native
 from arcpipe.counters import Counters, Uploader
 from arcpipe.disk import Disk
+from arcpipe.lake.spool import Spool, SpoolMemory
+from arcpipe.storage import Blob
+from arcpipe.storage.base import read_exactly
 from arcpipe.tables.commit_file import CommitFiles
 from arcpipe.upload import segments
 from arcpipe.upload.batches import Batches
@@ -34,7 +37,7 @@ from arcpipe.upload.conversion_jobs import ConversionJobs, TableOutput
 from arcpipe.upload.journal import Converted, Journal, KeyRecord, SegmentRecord, Uploaded
 from arcpipe.upload.leftovers import StoreLeftovers
 from arcpipe.upload.manifest import Manifest, encode_manifest, parse_batch_file
-from arcpipe.upload.retry import Retry
+from arcpipe.upload.retry import Backoff, Retry
 from arcpipe.upload.shipment import Shipment
 from arcpipe.wal.checksum import with_checksum
 from arcpipe.wal.directory import SEALED, NodeIdentity, WALDirectory
@@ -578,6 +581,32 @@ def test_a_batch_of_which_something_was_put_waits_as_a_whole(wal: Path, monkeypa
     run(wal, store, boot=3)
     assert sorted(ids_in(store).elements()) == [*IDS, *LATER]
     assert batch_files(wal) == []
+
+
+def test_finished_bytes_that_cannot_be_read_back_are_made_anew(wal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They wait in a file. Its disk gives the same error for ever, and another file may be in another place."""
+    original = Spool.read_at
+    bad: list[Spool] = []
+
+    def read_at(self: Spool, offset: int, length: int) -> bytes | memoryview:
+        if not bad:
+            bad.append(self)
+        if self is bad[0]:
+            raise OSError(errno.EIO, "Input/output error")
+        return original(self, offset, length)
+
+    class Reading(MemoryStore):
+        async def put(self, key: str, blob: Blob) -> None:
+            self.objects[key] = bytes(read_exactly(blob, 0, blob.size))
+
+    monkeypatch.setattr(Spool, "read_at", read_at)
+    monkeypatch.setattr(SpoolMemory, "take", lambda self, size: False)
+    monkeypatch.setattr(Backoff, "is_due", True)
+    store = Reading()
+    run(wal, store)
+    assert bad
+    assert_once(store)
+    assert batch_files(wal) == sealed(wal) == []
 
 
 # A bug
