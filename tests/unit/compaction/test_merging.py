@@ -281,6 +281,27 @@ def test_of_equal_points_the_last_one_stays(lake: Lake, fits: bool) -> None:
     assert {(row["host"], row["time"]): row["n"] for row in lake.rows()} == last
 
 
+@pytest.mark.parametrize("field_in", [1, 2])
+@pytest.mark.parametrize("fits", [True, False])
+def test_what_some_sender_called_a_tag_tells_points_apart(lake: Lake, field_in: int, fits: bool) -> None:
+    """Another node, or this one before it lost its registry, may know the column as a field."""
+    if not fits:
+        lake.bounds = RewriteBounds(sort_bytes=500, collected_bytes=100)
+    lake.compaction = {"dedup": {"db": "series_time"}}
+    places = [(at, host) for at in (1, 2) for host in "abc"]
+    rows: Rows = [{"time": at, "host": host, "n": n} for n, (at, host) in enumerate(places)]
+    lake.put(3 - field_in, rows)
+    lake.put(field_in, [row | {"n": 10 + row["n"]} for row in rows if row["host"] == "b"], tags=())
+    lake.compact()
+    newer = 10 if field_in == 2 else 0
+    wanted = [
+        row | {"n": row["n"] + (newer if row["host"] == "b" else 0), "time": HOUR_US + row["time"]} for row in rows
+    ]
+    assert by_number(lake.rows()) == by_number(wanted)
+    [file] = lake.files
+    assert pq.read_schema(file).field("host").metadata[ROLE] == b"tag"
+
+
 def test_all_rows_of_one_point_need_no_memory(lake: Lake) -> None:
     lake.bounds = RewriteBounds(sort_bytes=5_000, collected_bytes=1_000)
     lake.compaction = {"dedup": {"db": "series_time"}}
