@@ -136,7 +136,7 @@ class CompactionProcess:
             await self._retention.look()
         except (Stuck, DamagedFile, UnknownVersion, Busy, Stopped):
             raise
-        except (ArcpipeError, OSError) as error:
+        except Exception as error:  # of any kind: merges must not wait for it
             self._note(error, _RETENTION)
 
     async def _merge_all(self) -> None:

@@ -52,6 +52,15 @@ class MemoryBlob:
         return self._view[offset : offset + length]
 
 
+class Listed(NamedTuple):
+    """An object as a listing shows it."""
+
+    key: str
+    size: int  # bytes
+    modified: float  # seconds since the epoch, by the store's clock
+    etag: str = ""  # changes with the content; empty where the store has none
+
+
 class ObjectStore(Protocol):
     """A flat space of named objects. Operations may run concurrently, on one event loop.
 
@@ -103,6 +112,17 @@ class ObjectStore(Protocol):
         """List the keys that begin with `prefix`, sorted. It may be any text, not only whole components of a key."""
         ...
 
+    def list_objects(self, prefix: str, after: str = "") -> AsyncIterator[list[Listed]]:
+        """Yield the objects whose keys begin with `prefix`, a page at a time. Objects of one folder come together.
+
+        Args:
+            after: if not empty, only keys that are greater than this text are listed.
+
+        Raises:
+            StorageError: the list is incomplete. What was yielded before is right.
+        """
+        ...
+
     async def check(self) -> None:
         """Try every operation that may be needed later, and remove what a dead process left half-written.
 
@@ -121,28 +141,8 @@ class ObjectStore(Protocol):
         ...
 
 
-class Listed(NamedTuple):
-    """An object as a listing shows it."""
-
-    key: str
-    size: int  # bytes
-    modified: float  # seconds since the epoch, by the store's clock
-    etag: str = ""  # changes with the content; empty where the store has none
-
-
 class LakeStore(ObjectStore, Protocol):
     """An object store whose objects are read, renamed and listed, too: what the upkeep of a lake needs."""
-
-    def list_objects(self, prefix: str, after: str = "") -> AsyncIterator[list[Listed]]:
-        """Yield the objects whose keys begin with `prefix`, a page at a time. Objects of one folder come together.
-
-        Args:
-            after: if not empty, only keys that are greater than this text are listed.
-
-        Raises:
-            StorageError: the list is incomplete. What was yielded before is right.
-        """
-        ...
 
     async def list_folders(self, folder: str) -> list[str]:
         """List the names of the folders in a folder, sorted. `folder` ends in a slash, or is empty for the root."""
