@@ -100,6 +100,10 @@ class Committer:
         """
         await self.commits.call(self._tables.check)
 
+    async def all_tables(self) -> list[TableName]:
+        """Return the tables that are arcpipe's. Raises TableError."""
+        return await self.commits.call(self._tables.all_tables)
+
     async def maintain(self, table: TableName) -> None:
         """Do the upkeep of one table. Raises TableError."""
         result = await self.commits.call(self._tables.maintain, table)
