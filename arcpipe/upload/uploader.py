@@ -259,7 +259,12 @@ class BatchUploader:
         self._lessons.refresh()
         if self._lessons.are_new:
             self._lessons.teach(self._context.registry)
-            self._context.registry.save()
+            try:
+                self._context.registry.save()
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                return  # the end of a batch makes space, and saves it
             self._lessons.are_new = False
 
     def _ship(self, batch: Batch, registry: SchemaRegistry) -> Shipment:

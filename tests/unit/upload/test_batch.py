@@ -30,6 +30,8 @@ from arcpipe.lake.spool import Spool, SpoolMemory
 from arcpipe.storage import Blob
 from arcpipe.storage.base import read_exactly
 from arcpipe.tables.commit_file import CommitFiles
+from arcpipe.tables.fitting import Move
+from arcpipe.tables.learned import Learned
 from arcpipe.upload import segments
 from arcpipe.upload.batches import Batches
 from arcpipe.upload.collect import BatchTables
@@ -893,6 +895,32 @@ def test_a_full_disk_takes_the_manifest_and_the_journal_over_spare_files(wal: Pa
     fill(wal, 3, LATER)
     run(wal, store, boot=2)
     assert len(os.listdir(wal / "batches")) == 2
+
+
+def test_a_full_disk_does_not_wait_for_the_types_of_tables(wal: Path) -> None:
+    """They are saved once there is space: the upload is what makes it."""
+    directory = WALDirectory(wal)
+    run(wal, MemoryStore())
+    assert (wal / "schema.json").exists()
+    tables = CommitFiles(directory.path)
+    tables.make()
+    Learned.load(tables.folder, directory.disk).add(("db", "m0"), [Move("id", "id", "i64", "f64", "id_i64", True)])
+    fill(wal, 3, LATER)
+    registry = (wal / "schema.json").read_bytes()
+    store = MemoryStore()
+
+    class Full(FullDisk):
+        """It is full as long as the segments are there."""
+
+        def write(self, fd: int, buffers: object, offset: int) -> None:
+            write = super().write if sealed(wal) else Disk().write
+            write(fd, buffers, offset)  # type: ignore[arg-type]
+
+    outcome = run(wal, store, disk=Full(), boot=2)
+    assert sorted(ids_in(store).elements()) == [*LATER]
+    assert batch_files(wal) == sealed(wal) == []
+    assert outcome.sleeps == []
+    assert (wal / "schema.json").read_bytes() != registry
 
 
 @pytest.mark.parametrize("part", ["", ".0", ".12"])
