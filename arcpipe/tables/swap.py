@@ -24,7 +24,7 @@ from arcpipe.tables.base import (
     Conflict,
     Dropped,
     NewFile,
-    Refused,
+    Older,
     TableError,
     TableFormat,
     TableName,
@@ -55,10 +55,13 @@ class Problems:
 
         Raises:
             Unavailable: several tables in a row did not answer.
+            Older: it concerns all tables.
         """
         try:
             yield
-        except (Refused, Unavailable) as error:
+        except Older:
+            raise
+        except TableError as error:
             self._first = self._first or error
             self._tables += 1
             self._unavailable = self._unavailable + 1 if isinstance(error, Unavailable) else 0
