@@ -11,7 +11,7 @@ away: its segments are planned again, and the claims mean nothing.
 
 A file that lies beyond the *horizon* is not looked at: its keys are older than the window, by the clock of all entries
 with keys, or there are `max_keys` newer ones. A batch keeps its horizon over all tries, and nothing that one may look
-at is removed. So neither time nor other batches change a decision.
+at is removed, up to WAITING_KEYS. So neither time nor other batches change a decision.
 
 Small files are merged with their neighbours: written under the name of the older one, then the younger one is removed.
 After a crash in between, the younger one lies within the older one, and goes.
@@ -48,6 +48,8 @@ _MERGED_KEYS: Final = 1 << 20
 # Parts of the window, by time and by number, that one file may have: it is forgotten as a whole. One part is added to
 # the window for workers whose timestamps are behind those of others.
 _PARTS: Final = 8
+WAITING_KEYS: Final = 5_000_000
+"""Most keys that are kept only for batches that wait, perhaps for weeks: 140 MB."""
 
 
 class _File(NamedTuple):
@@ -71,22 +73,30 @@ class KeyWindow:
     """The idempotency keys that an uploader knows. Its methods do not run at the same time."""
 
     def __init__(
-        self, directory: WALDirectory, block: memoryview, window_seconds: float = 86_400.0, max_keys: int = 10_000_000
+        self,
+        directory: WALDirectory,
+        block: memoryview,
+        window_seconds: float = 86_400.0,
+        max_keys: int = 10_000_000,
+        waiting_keys: int = WAITING_KEYS,
     ) -> None:
         """Begin without keys.
 
         Args:
             block: the uploader's counters.
+            waiting_keys: the most that are kept besides `max_keys`, for batches that wait.
         """
         self._directory = directory
         self._folder = os.path.join(directory.path, "idempotency")
         self._block = block
         self._window = math.ceil(window_seconds)
         self._max_keys = max_keys
+        self._waiting_keys = waiting_keys
         self._files: list[_File] = []  # oldest first
         self._claims: dict[str, BatchClaims] = {}  # by batch id
         self._unreadable: set[str] = set()  # names
         self._next = 0  # number of the next key
+        self._has_cut = False  # whether it was told that a batch that waits lacks some
 
     # The start
 
@@ -294,11 +304,22 @@ class KeyWindow:
         return 0
 
     def _expire(self) -> None:
-        """Remove the files that no batch looks at any more. The last one stays, for its number and its clock."""
+        """Remove the files that no batch looks at any more. The last one stays, for its number and its clock.
+
+        A batch may wait for weeks, for a segment that cannot be read. What it alone looks at is bounded, too.
+        """
         start = min(self._horizon(), len(self._files) - 1)
         needed = min((claims.header.horizon for claims in self._claims.values()), default=self._next)
-        while start > 0 and self._files[0].last < needed:
+        known = sum(file.keys for file in self._files)
+        while start > 0 and (self._files[0].last < needed or known > self._max_keys + self._waiting_keys):
             file = self._files[0]
+            known -= file.keys
+            if file.last >= needed and not self._has_cut:
+                self._has_cut = True
+                log.error(
+                    "idempotency keys are forgotten although a batch waits that may look at them, as too many newer "
+                    "ones came: its retries of them are written twice"
+                )
             self._remove(file.path)
             self._files = self._files[1:]
             start -= 1
