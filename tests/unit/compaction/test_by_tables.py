@@ -435,3 +435,40 @@ def test_a_merge_of_files_of_tables_waits_for_the_tables(handed: Handed, tables:
     work(handed, tables, lambda compactor: compactor.finish())
     assert rows(handed, tables) == wanted
     assert len(in_tables(tables)) == 1
+
+
+@pytest.mark.parametrize("deleted", [0, 2])
+def test_a_merge_by_a_command_without_tables_is_finished_in_the_table(
+    handed: Handed, tables: ModelTables, folder: Folder, deleted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody called it with other settings than the server's, and it was killed."""
+    wanted = rows(handed, tables)
+
+    async def die(self: Merge, plan: Plan) -> None:
+        await self._store.delete_all([one.key for one in plan.inputs[:deleted]])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Merge, "_delete_inputs", die)
+        with pytest.raises(KeyboardInterrupt):
+            work(handed, None, lambda compactor: compactor.compact(folder))
+    work(handed, tables, lambda compactor: compactor.finish())
+    assert rows(handed, tables) == wanted
+    assert len(in_tables(tables)) == 1
+
+
+def test_a_merge_of_which_the_table_has_some_files_waits_for_a_person(
+    handed: Handed, tables: ModelTables, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def die(self: Merge, plan: Plan) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Merge, "_delete_inputs", die)
+        with pytest.raises(KeyboardInterrupt):
+            work(handed, None, lambda compactor: compactor.compact(folder))
+    tables.remove(TABLE, in_tables(tables)[:2])
+    before = lake_files(handed.lake)
+    with pytest.raises(Stuck, match="the table has 3 of its 5 files"):
+        work(handed, tables, lambda compactor: compactor.finish())
+    assert lake_files(handed.lake) == before
