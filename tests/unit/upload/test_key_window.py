@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -556,3 +558,26 @@ def test_a_batch_that_waits_for_ever_does_not_keep_all_keys(tmp_path: Path, capl
     assert node.attempt("waits", [Entry("waits", 1000)]) == [True]  # what it has claimed is its own
     node.restart()
     assert node.attempt("waits", [Entry("waits", 1000)]) == [True]
+
+
+@pytest.mark.slow
+def test_a_batch_begins_while_the_one_before_ends_in_a_thread(tmp_path: Path) -> None:
+    """The uploader converts ahead: it must find the keys of that one, as claims or in the window, at any moment."""
+    node = Node(tmp_path / "wal", HastyDisk(), max_keys=40)
+    switching = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            for number in range(150):
+                batch, key = str(number), [Entry(f"key {number}", 1000)]
+                assert node.attempt(batch, key) == [True]
+                ending = pool.submit(node.window.finish, batch)
+                tries = 0
+                while not tries or not ending.done():
+                    tries += 1
+                    ahead = f"ahead-{number}-{tries}"
+                    assert node.window.begin(ahead).decide([key[0].record()]) == [False]
+                    node.window.forget(ahead)
+                ending.result()
+    finally:
+        sys.setswitchinterval(switching)
