@@ -45,6 +45,10 @@ class StorageError(ArcpipeError):
         self.kind = kind
 
 
+class UnreadableBlob(StorageError):
+    """The data to be stored cannot be read, so the store is not at fault."""
+
+
 class MissingObject(StorageError):
     """The object store has no object of this key."""
 

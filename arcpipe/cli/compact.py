@@ -99,6 +99,7 @@ async def _compact(settings: Settings, options: _Options, dry_run: bool) -> int:
     from arcpipe.compaction.process import swap_of
     from arcpipe.compaction.resources import bound_resources
     from arcpipe.storage import open_store
+    from arcpipe.tables.base import TableError
 
     bound_resources()
 
@@ -109,11 +110,21 @@ async def _compact(settings: Settings, options: _Options, dry_run: bool) -> int:
         compactor = Compactor(settings, settings.wal.dir, node, store, tables=tables)
         if not dry_run:
             await compactor.finish()
-        found = [work async for work in compactor.find(options.database, options.measurement, options.before_us)]
-        if dry_run or not found:
+        found: list[Work] = []
+        problem: TableError | None = None
+        try:
+            async for work in compactor.find(options.database, options.measurement, options.before_us):
+                found.append(work)  # noqa: PERF401 (an error comes after what was found)
+        except TableError as error:  # of some tables: the others are merged
+            problem = error
+        failed = 0
+        if not dry_run and found:
+            failed = await _merge(compactor, found, options)
+        elif problem is None or found:
             _tell(found, options)
-            return 0
-        return await _merge(compactor, found, options)
+        if problem is not None:
+            raise problem
+        return failed
     finally:
         if tables is not None:
             await tables.close()

@@ -72,6 +72,7 @@ async def _expire(
     from arcpipe.compaction.process import swap_of
     from arcpipe.compaction.retention import Retention
     from arcpipe.storage import open_store
+    from arcpipe.tables.swap import Problems
 
     node = this_node(settings)
     store = open_store(settings.storage.url, settings.storage.s3)
@@ -83,10 +84,13 @@ async def _expire(
         retention = Retention(store, compactor, all_nodes=all_nodes)
         if limits is None:
             limits = await retention.limits(days)
+        problems = Problems()
         async for found in retention.find(limits):
             others += found.others
             if found.files:
-                _add(rows, await retention.delete(found.folder) if yes else found)
+                with problems.of_one_table():
+                    _add(rows, await retention.delete(found.folder) if yes else found)
+        problems.raise_first()
     finally:
         if tables is not None:
             await tables.close()

@@ -38,7 +38,7 @@ from arcpipe.lake.folders import Folder, parse_folder
 from arcpipe.lake.input_file import Odd
 from arcpipe.lake.keys import database_components, measurement_components
 from arcpipe.storage import LakeStore, Listed
-from arcpipe.tables.swap import TableSwap
+from arcpipe.tables.swap import Problems, TableSwap
 from arcpipe.units import MB
 
 if TYPE_CHECKING:
@@ -133,7 +133,11 @@ class Compactor:
 
         Args:
             before_us: only hours that end by then; by default those that are closed.
+
+        Raises:
+            TableError: some tables cannot be read. All that was found in others was yielded before.
         """
+        problems = Problems()
         closed_us = int((self._now() - self._settings.compaction.after_seconds) * 1_000_000)
         closed_us = closed_us if before_us is None else min(before_us, closed_us)
         databases = await self._store.list_folders("") if database is None else database_components(database)
@@ -144,8 +148,10 @@ class Compactor:
             if measurement is not None:
                 measurements = [name for name in measurements if name in measurement_components(measurement)]
             for name in measurements:
-                async for work in self._find_in(f"{one}/{name}/", closed_us):
-                    yield work
+                with problems.of_one_table():
+                    async for work in self._find_in(f"{one}/{name}/", closed_us):
+                        yield work
+        problems.raise_first()
 
     async def _find_in(self, prefix: str, closed_us: int) -> AsyncIterator[Work]:
         path, files = "", list[Listed]()
@@ -271,7 +277,9 @@ class Compactor:
                 if not work.files:
                     return None
                 self._require_space(sum(file.size for file in work.files))
-                plan = make_plan(self._store.url, folder, work.files, self._node, work.dedup)
+                plan = make_plan(
+                    *(self._store.url, folder, work.files, self._node, work.dedup), in_table=self.tables is not None
+                )
                 try:
                     return await self._merge.run(plan, folder)
                 except Odd as error:

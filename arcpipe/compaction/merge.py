@@ -9,14 +9,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
+from arcpipe.compaction.downloads import Downloads
 from arcpipe.compaction.plan import Input, Output, Plan, Plans, hidden_folder
 from arcpipe.compaction.resources import give_memory_back
 from arcpipe.compaction.rewrite import Rewrite, RewriteBounds, Rewritten
@@ -24,21 +22,18 @@ from arcpipe.config.settings import Parquet
 from arcpipe.errors import ArcpipeError, MissingObject, StorageError
 from arcpipe.lake.checksums import Checksums
 from arcpipe.lake.folders import Folder
-from arcpipe.lake.input_file import InputFile, Odd
+from arcpipe.lake.input_file import Odd
 from arcpipe.lake.keys import merged_file_name
 from arcpipe.lake.parquet_file import Rows
-from arcpipe.lake.spool import Spool, SpoolMemory
+from arcpipe.lake.spool import Spool
 from arcpipe.storage import LakeStore
+from arcpipe.tables.base import Refused
 from arcpipe.tables.swap import TableSwap
-from arcpipe.units import MB
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-_READ_BYTES: Final = 8 * MB  # of one request
-_AHEAD: Final = 8  # inputs that are downloaded at once
-_AHEAD_BYTES: Final = 32 * MB  # of them together, or a single one
 _RENAMES_AT_ONCE: Final = 8
 
 
@@ -119,12 +114,18 @@ class Merge:
         """Take a plan that a crash left to its end: undo what was not committed, and finish the rest.
 
         Raises:
-            Stuck: it is of another store, or the store has neither its inputs nor its outputs.
+            Stuck: it is of another store, it needs tables that the settings have not, or the store has neither its
+                inputs nor its outputs.
         """
         if plan.store != self._store.url:
             raise Stuck(
                 f"{self._plans.path} is of the store {plan.store}, and the server uses {self._store.url}: "
                 "start once with that store, or remove the file if that store is gone"
+            )
+        if plan.in_table and plan.state == "committed" and self._tables is None:
+            raise Stuck(
+                f'{self._plans.path} merges files of tables, and tables.format is "none" now: start once with the '
+                "format that it had, or remove the file if these tables are gone"
             )
         log.info("a merge in %s was interrupted when it was %s; going on", plan.folder, plan.state)
         if plan.state == "planned":
@@ -211,7 +212,7 @@ class Merge:
 
     async def _finish(self, plan: Plan) -> float:
         """Make the outputs visible and delete the inputs. Returns the seconds in which readers saw both."""
-        if self._tables is not None:
+        if self._tables is not None and (plan.in_table or await self._is_held(plan, self._tables)):
             await self._finish_in_table(plan, self._tables)
             return 0.0
         started = time.monotonic()
@@ -223,6 +224,22 @@ class Merge:
         await self.clean()
         self._plans.remove()
         return seconds
+
+    async def _is_held(self, plan: Plan, tables: TableSwap) -> bool:
+        """Tell whether a table has files of a merge that was begun without tables: by a command without its settings.
+
+        Raises:
+            Stuck: it has some of them.
+        """
+        inputs = {one.key for one in plan.inputs}
+        held = inputs & await tables.held("/".join(plan.folder.split("/")[:2]))
+        if held and held != inputs:
+            raise Stuck(
+                f"a merge in {plan.folder} was begun without tables, and the table has {len(held)} of its "
+                f"{len(inputs)} files. Nothing is deleted: compare the folder with {self._plans.path}, then remove "
+                "that file"
+            )
+        return bool(held)
 
     async def _finish_in_table(self, plan: Plan, tables: TableSwap) -> None:
         """Make the outputs visible in the store, then a part of the table in place of the inputs, which stay.
@@ -236,7 +253,13 @@ class Merge:
                 log.error("outputs of a merge in %s are gone: the table keeps its files", plan.folder)
                 await self._give_up(plan, folder, tables)
                 return
-            if not await tables.replace(folder, [one.key for one in plan.inputs], outputs):
+            try:
+                is_done = await tables.replace(folder, [one.key for one in plan.inputs], outputs)
+            except Refused:  # until a person changes something: other merges must not wait for that
+                if (await tables.held(folder)).isdisjoint(key for key, _ in outputs):
+                    await self._give_up(plan, folder, tables)
+                raise
+            if not is_done:
                 log.info("a merge in %s is given up: somebody else changed its files in the table first", plan.folder)
                 await self._give_up(plan, folder, tables)
                 return
@@ -277,11 +300,22 @@ class Merge:
     async def _start_over(self, plan: Plan) -> None:
         """Undo a committed plan of which an output is nowhere, because somebody else deleted it.
 
+        A list may be behind, so each object is looked for before anything is deleted.
+
         Raises:
             Stuck: some inputs are missing, too.
+            StorageError: an output is there, and the list does not show it.
         """
         visible = await self._sizes(plan.folder + "/")
-        lost = [one.key for one in plan.inputs if visible.get(one.key) != one.size]
+        for one in plan.outputs:
+            if one.key not in visible and await self._store.exists(one.key):
+                raise StorageError(
+                    f"{one.key} is there, and the list of its folder does not show it: nothing is deleted, and it is "
+                    "tried again"
+                )
+        lost = [
+            one.key for one in plan.inputs if visible.get(one.key) != one.size or not await self._store.exists(one.key)
+        ]
         if len(lost) == len(plan.inputs):
             log.warning("a merge in %s was over, and files of it were deleted since: its plan is removed", plan.folder)
             await self._undo()
@@ -311,71 +345,3 @@ async def _in_thread(work: Callable[[], T]) -> T:
     except asyncio.CancelledError:
         await asyncio.wait([task])
         raise
-
-
-class Downloads:
-    """Fetches files for a thread that reads them one after the other, some of them ahead."""
-
-    def __init__(self, store: LakeStore, loop: asyncio.AbstractEventLoop, spool: str, folder: Folder) -> None:
-        self._store = store
-        self._loop = loop
-        self._memory = SpoolMemory(spool, 48 * MB, 16 * MB)
-        self._folder = folder
-
-    def open(self, inputs: list[Input]) -> Iterator[AbstractContextManager[InputFile]]:
-        """Yield the files, in their order. Not for the thread of the loop."""
-        waiting = deque(inputs)
-        running: deque[tuple[Input, Future[Spool]]] = deque()
-        try:
-            while waiting or running:
-                while waiting and self._has_room(running, waiting[0]):
-                    one = waiting.popleft()
-                    running.append((one, asyncio.run_coroutine_threadsafe(self._fetch(one), self._loop)))
-                one, future = running[0]
-                spool = future.result()
-                running.popleft()
-                yield self._opened(one, spool)
-        finally:
-            for _, future in running:
-                future.cancel()
-                future.add_done_callback(_close_result)
-
-    @staticmethod
-    def _has_room(running: deque[tuple[Input, Future[Spool]]], one: Input) -> bool:
-        if not running:
-            return True
-        return len(running) < _AHEAD and sum(other.size for other, _ in running) + one.size <= _AHEAD_BYTES
-
-    @contextmanager
-    def _opened(self, one: Input, spool: Spool) -> Iterator[InputFile]:
-        try:
-            file = InputFile(one.key, spool, self._folder)
-            try:
-                yield file
-            finally:
-                file.close()
-        finally:
-            spool.close()
-
-    async def _fetch(self, one: Input) -> Spool:
-        """Download a file.
-
-        Raises:
-            Odd: it is not as long as it was when it was listed.
-        """
-        spool = Spool(self._memory)
-        try:
-            while spool.size < one.size and (data := await self._store.read(one.key, spool.size, _READ_BYTES)):
-                await asyncio.to_thread(spool.write, data)
-            if spool.size != one.size:
-                raise Odd(one.key, f"it has {spool.size} bytes, and had {one.size} when it was listed")
-            spool.flush()
-        except BaseException:
-            spool.close()
-            raise
-        return spool
-
-
-def _close_result(future: Future[Spool]) -> None:
-    if not future.cancelled() and future.exception() is None:
-        future.result().close()

@@ -56,6 +56,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dedup: bool
     inputs: list[Input]
     outputs: list[Output] = []  # once they are committed
+    in_table: bool = False  # whether the inputs are files of a table
 
     @property
     def input_bytes(self) -> int:
@@ -66,7 +67,9 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return sum(one.size for one in self.outputs)
 
 
-def make_plan(store: str, folder: Folder, files: Sequence[LakeFile], node: str, dedup: bool) -> Plan:
+def make_plan(
+    store: str, folder: Folder, files: Sequence[LakeFile], node: str, dedup: bool, in_table: bool = False
+) -> Plan:
     """Plan to merge these files, which are in their order. The same files make the same names."""
     inputs = [Input(file.listed.key, file.listed.size, file.listed.etag) for file in files]
     content = msgspec.json.encode([dedup, *((one.key, one.size, one.etag) for one in inputs)])
@@ -74,7 +77,7 @@ def make_plan(store: str, folder: Folder, files: Sequence[LakeFile], node: str, 
     last = files[-1]
     word = "unique" if dedup else "merged"
     merge = f"{node}-{last.time}-{last.order.boot}.{last.order.number}-{word}{digest}"
-    return Plan(VERSION, "planned", store, merge, folder.path, dedup, inputs)
+    return Plan(VERSION, "planned", store, merge, folder.path, dedup, inputs, in_table=in_table)
 
 
 def hidden_folder(node: str) -> str:

@@ -23,7 +23,7 @@ from arcpipe.compaction.retention_looks import RetentionLooks
 from arcpipe.counters import Compaction, Counters
 from arcpipe.errors import ArcpipeError, DamagedFile, UnknownVersion
 from arcpipe.storage import LakeStore, open_store
-from arcpipe.tables import open_format
+from arcpipe.tables import Refused, TableError, open_format
 from arcpipe.tables.swap import TableSwap
 
 if TYPE_CHECKING:
@@ -136,36 +136,44 @@ class CompactionProcess:
             await self._retention.look()
         except (Stuck, DamagedFile, UnknownVersion, Busy, Stopped):
             raise
-        except (ArcpipeError, OSError) as error:
+        except Exception as error:  # of any kind: merges must not wait for it
             self._note(error, _RETENTION)
 
     async def _merge_all(self) -> None:
         waiting: list[Work] = []
-        async for work in self._compactor.find():
-            self._block[Compaction.STEPS] += 1
-            waiting.append(work)
-            if len(waiting) >= _MOST_WAITING or self._ending.is_set():
-                break
+        try:
+            async for work in self._compactor.find():
+                self._block[Compaction.STEPS] += 1
+                waiting.append(work)
+                if len(waiting) >= _MOST_WAITING or self._ending.is_set():
+                    break
+        except TableError as error:  # of some tables: the others are merged
+            self._note(error, "some tables")
+        refused: set[str] = set()  # tables that take no merge now: each try would read and write files for nothing
         for number, work in enumerate(waiting):
             self._block[Compaction.WAITING_FOLDERS] = len(waiting) - number
             self._block[Compaction.WAITING_FILES] = sum(len(other.files) for other in waiting[number:])
             if self._ending.is_set():
                 raise Stopped
-            await self._merge(work)
+            table = "/".join(work.folder.path.split("/")[:2])
+            if table not in refused and not await self._merge(work):
+                refused.add(table)
         self._block[Compaction.WAITING_FOLDERS] = self._block[Compaction.WAITING_FILES] = 0
         self._block[Compaction.LEFT_ALONE] = len(self._compactor.odd)
 
-    async def _merge(self, work: Work) -> None:
+    async def _merge(self, work: Work) -> bool:
+        """Merge the files of a folder. Returns False if its table refuses it."""
         self._block[Compaction.STEPS] += 1
         try:
             outcome = await self._compactor.compact(work.folder)
         except (Stuck, DamagedFile, UnknownVersion, Busy, Stopped):
             raise
-        except (ArcpipeError, OSError, MemoryError) as error:
+        except Exception as error:  # of any kind: what is wrong with one folder must not hold up the others
             self._note(error, work.folder.path)
-            return
+            return not isinstance(error, Refused)
         if outcome is not None:
             self._count(outcome)
+        return True
 
     def _count(self, outcome: Outcome) -> None:
         plan, block = outcome.plan, self._block

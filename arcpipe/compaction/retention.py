@@ -17,6 +17,7 @@ that runs ahead deletes nothing as long as clients send their times, and a lake 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Final, NamedTuple
@@ -24,12 +25,15 @@ from typing import Final, NamedTuple
 from arcpipe.compaction.compactor import Compactor
 from arcpipe.compaction.files import LakeFile
 from arcpipe.compaction.retention_clock import DAY_US
+from arcpipe.errors import StorageError
 from arcpipe.lake.file_schema import HOUR_US
 from arcpipe.lake.folders import Folder, parse_folder
 from arcpipe.lake.hours import hours_until, newest_hour
 from arcpipe.lake.keys import database_components
 from arcpipe.storage import LakeStore
+from arcpipe.tables.swap import Problems
 
+_EMPTY_SECONDS: Final = 600.0  # age of an empty folder that is removed: an uploader may just have made a young one
 _AHEAD_US: Final = DAY_US  # most time that the clock may be ahead of the newest hour's end
 
 
@@ -100,16 +104,35 @@ class Retention:
                     return newest
         return newest
 
-    async def find(self, limits: Mapping[str, int]) -> AsyncIterator[Expired]:
-        """Yield the expired hours that have files, also of others only, by measurement and the oldest first."""
+    async def find(self, limits: Mapping[str, int], *, tidies: bool = False) -> AsyncIterator[Expired]:
+        """Yield the expired hours that have files, also of others only, by measurement and the oldest first.
+
+        Args:
+            tidies: whether empty folders are removed, which an earlier look has left. Else nothing is changed.
+
+        Raises:
+            TableError: some tables cannot be read. All that was found in others was yielded before.
+        """
+        problems = Problems()
         for database, end_us in limits.items():
             for component in database_components(database):
                 for measurement in await self._store.list_folders(f"{component}/"):
-                    async for found in hours_until(self._store, f"{component}/{measurement}/", end_us):
-                        self._step()
-                        folder = parse_folder(found.path)
-                        if folder is not None and any((expired := await self._look(folder))[1:]):
+                    with problems.of_one_table():
+                        async for expired in self._find_in(f"{component}/{measurement}/", end_us, tidies):
                             yield expired
+        problems.raise_first()
+
+    async def _find_in(self, measurement: str, end_us: int, tidies: bool) -> AsyncIterator[Expired]:
+        async for found in hours_until(self._store, measurement, end_us):
+            self._step()
+            folder = parse_folder(found.path)
+            if folder is None:
+                continue
+            if any((expired := await self._look(folder))[1:]):
+                yield expired
+            elif tidies:
+                with contextlib.suppress(StorageError):  # a folder that stays costs a look at it
+                    await self._store.remove_empty(folder.path, self._now() - _EMPTY_SECONDS)
 
     async def delete(self, folder: Folder) -> Expired:
         """Delete the files of an expired hour.

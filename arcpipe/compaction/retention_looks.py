@@ -14,6 +14,8 @@ from arcpipe.compaction.retention_clock import RetentionClock, Waiting
 from arcpipe.counters import Compaction
 from arcpipe.lake.folders import name_of
 from arcpipe.storage import LakeStore
+from arcpipe.tables.base import TableError
+from arcpipe.tables.swap import Problems
 
 log = logging.getLogger(__name__)
 
@@ -80,10 +82,19 @@ class RetentionLooks:
 
     async def _delete_all(self) -> None:
         sums: dict[str, _Sum] = {}
+        problems = Problems()
+        refused = ""  # the table that refused an hour: it will refuse the others, too
         try:
-            async for expired in self._retention.find(await self._retention.limits(self._days)):
-                if expired.files:
+            limits = await self._retention.limits(self._days)
+            async for expired in self._retention.find(limits, tidies=True):
+                table = "/".join(expired.folder.path.split("/")[:2])
+                if not expired.files or table == refused:
+                    continue
+                refused = table
+                with problems.of_one_table():
                     sums.setdefault(name_of(expired.folder.database), _Sum()).add(await self._delete(expired))
+                    refused = ""
+            problems.raise_first()
         finally:
             for database, found in sums.items():
                 log.info("retention: deleted %s, from database %r", found, database)
@@ -97,9 +108,12 @@ class RetentionLooks:
 
     async def _announce(self, waiting: Waiting) -> None:
         sums: dict[str, _Sum] = {}
-        async for expired in self._retention.find(await self._retention.limits(self._days)):
-            if expired.files:
-                sums.setdefault(name_of(expired.folder.database), _Sum()).add(expired)
+        try:
+            async for expired in self._retention.find(await self._retention.limits(self._days)):
+                if expired.files:
+                    sums.setdefault(name_of(expired.folder.database), _Sum()).add(expired)
+        except TableError as error:  # it is announced all the same: what follows is deleted when the wait is over
+            log.warning("retention: not all tables can be read, and what is too old there is not counted: %s", error)
         until = datetime.fromtimestamp(waiting.until_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         found = "; ".join(f"{database!r}: {found}" for database, found in sums.items()) or "nothing"
         log.warning(

@@ -50,8 +50,16 @@ def for_readers(schema: pa.Schema) -> pa.Schema:
 
 
 def union(left: pa.Schema, right: pa.Schema) -> pa.Schema:
-    """Join the columns of both in file order; where types or roles differ, those of `right`, the newer one, count."""
-    fields = {field.name: field for field in left} | {field.name: field for field in right}
+    """Join the columns of both in file order; where types differ, those of `right`, the newer one, count.
+
+    What one of them calls a tag is one: values of tags tell points apart, whoever else sends them as a field.
+    """
+    fields = {field.name: field for field in left}
+    for field in right:
+        known = fields.get(field.name)
+        if known is not None and known.metadata[ROLE] == b"tag" != field.metadata[ROLE]:
+            field = field.with_metadata({**field.metadata, ROLE: b"tag"})
+        fields[field.name] = field
     return pa.schema(sorted(fields.values(), key=file_order), metadata=left.metadata)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from arcpipe.errors import StorageError
+from arcpipe.errors import UnreadableBlob
 
 if TYPE_CHECKING:
 
@@ -50,6 +50,15 @@ class MemoryBlob:
 
     def read_at(self, offset: int, length: int) -> memoryview:
         return self._view[offset : offset + length]
+
+
+class Listed(NamedTuple):
+    """An object as a listing shows it."""
+
+    key: str
+    size: int  # bytes
+    modified: float  # seconds since the epoch, by the store's clock
+    etag: str = ""  # changes with the content; empty where the store has none
 
 
 class ObjectStore(Protocol):
@@ -103,6 +112,17 @@ class ObjectStore(Protocol):
         """List the keys that begin with `prefix`, sorted. It may be any text, not only whole components of a key."""
         ...
 
+    def list_objects(self, prefix: str, after: str = "") -> AsyncIterator[list[Listed]]:
+        """Yield the objects whose keys begin with `prefix`, a page at a time. Objects of one folder come together.
+
+        Args:
+            after: if not empty, only keys that are greater than this text are listed.
+
+        Raises:
+            StorageError: the list is incomplete. What was yielded before is right.
+        """
+        ...
+
     async def check(self) -> None:
         """Try every operation that may be needed later, and remove what a dead process left half-written.
 
@@ -121,28 +141,8 @@ class ObjectStore(Protocol):
         ...
 
 
-class Listed(NamedTuple):
-    """An object as a listing shows it."""
-
-    key: str
-    size: int  # bytes
-    modified: float  # seconds since the epoch, by the store's clock
-    etag: str = ""  # changes with the content; empty where the store has none
-
-
 class LakeStore(ObjectStore, Protocol):
     """An object store whose objects are read, renamed and listed, too: what the upkeep of a lake needs."""
-
-    def list_objects(self, prefix: str, after: str = "") -> AsyncIterator[list[Listed]]:
-        """Yield the objects whose keys begin with `prefix`, a page at a time. Objects of one folder come together.
-
-        Args:
-            after: if not empty, only keys that are greater than this text are listed.
-
-        Raises:
-            StorageError: the list is incomplete. What was yielded before is right.
-        """
-        ...
 
     async def list_folders(self, folder: str) -> list[str]:
         """List the names of the folders in a folder, sorted. `folder` ends in a slash, or is empty for the root."""
@@ -186,6 +186,15 @@ class LakeStore(ObjectStore, Protocol):
         """Remove the objects, durably. Missing ones are no error. After a failure any of them may be there."""
         ...
 
+    async def remove_empty(self, folder: str, modified_before: float) -> None:
+        """Remove a folder that is empty, and the empty ones above it, where a store has folders at all. Not durably.
+
+        Args:
+            folder: without a slash at its end.
+            modified_before: seconds since the epoch; a folder that was changed later stays.
+        """
+        ...
+
 
 def require_key(key: str) -> None:
     """Refuse a key unless it is a relative POSIX path in UTF-8 without empty, `.` or `..` components.
@@ -204,17 +213,17 @@ def read_exactly(blob: Blob, offset: int, length: int) -> bytes | memoryview:
     """Read exactly `length` bytes of a blob. Stores use this, so that a failing blob is not taken for a failing store.
 
     Raises:
-        StorageError: the blob cannot be read, or is shorter than its size.
+        UnreadableBlob: it cannot be read, or is shorter than its size.
     """
     try:
         data = blob.read_at(offset, length)
     except Exception as error:
-        raise StorageError(
+        raise UnreadableBlob(
             f"cannot read the data to be stored ({length} bytes at {offset} of {blob.size}): {error}. "
             "Check the disk that holds it"
         ) from error
     if len(data) != length:
-        raise StorageError(
+        raise UnreadableBlob(
             f"the data to be stored is shorter than its size of {blob.size} bytes: "
             f"{len(data)} of {length} bytes at {offset}. Was it changed meanwhile?"
         )

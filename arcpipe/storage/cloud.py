@@ -186,6 +186,9 @@ class CloudStore:
                 "It is tried again"
             )
 
+    async def remove_empty(self, folder: str, modified_before: float) -> None:
+        """Do nothing: a folder is there as long as it has an object."""
+
     async def check(self) -> None:
         """Try every request that may be needed: write, read, list and delete. It leaves no object."""
         await self.put(_PROBE_KEY, MemoryBlob(b"arcpipe"))

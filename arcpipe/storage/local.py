@@ -142,6 +142,11 @@ class LocalStore:
         if targets:
             await self._in_thread(f"delete {targets[0]}", lambda _: local_files.delete_all(targets))
 
+    async def remove_empty(self, folder: str, modified_before: float) -> None:
+        path = self._path(folder)
+        remove = functools.partial(local_files.remove_empty, self._root, path, modified_before)
+        self._durable.difference_update(await self._in_thread(f"remove {path}", lambda _: remove()))
+
     async def check(self) -> None:
         await self._in_thread(f"write to {self._root}", lambda _: self._again_if_removed(self._check))
 

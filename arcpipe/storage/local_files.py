@@ -127,6 +127,28 @@ def unlink(target: str) -> None:
         os.unlink(target)
 
 
+def remove_empty(root: str, path: str, modified_before: float) -> list[str]:
+    """Remove an empty directory below `root`, and the empty ones above it, unless one was changed since.
+
+    Returns:
+        The directories that are gone.
+    """
+    old: list[str] = []
+    removed: list[str] = []
+    with suppress(FileNotFoundError):  # somebody else removes them
+        while path != root and os.stat(path).st_mtime < modified_before:
+            old.append(path)
+            path = os.path.dirname(path)
+        try:
+            for path in old:  # now, because each removal changes the time of the directory above
+                os.rmdir(path)
+                removed.append(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+    return removed
+
+
 def read(target: str, offset: int, length: int) -> bytes:
     """Read `length` bytes of a file at `offset`; fewer only at its end. Raises MissingObject, OSError."""
     try:

@@ -262,6 +262,9 @@ class S3Store:
                 if isinstance(outcome, BaseException):
                     raise outcome
 
+    async def remove_empty(self, folder: str, modified_before: float) -> None:
+        """Do nothing: a folder is there as long as it has an object."""
+
     async def check(self) -> None:
         """Try every request that a crash may make necessary: write, abort, delete, and look for an object.
 

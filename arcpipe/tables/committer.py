@@ -30,7 +30,7 @@ from arcpipe.errors import ArcpipeError, DamagedFile, UnknownVersion
 from arcpipe.storage import LakeStore
 from arcpipe.tables.base import Conflict, Older, Refused, TableError, TableFormat, TableName, Unavailable
 from arcpipe.tables.commit_file import CommitFileName, CommitFiles
-from arcpipe.tables.pending import Blocked, Chunk, Part, chunks, table_of
+from arcpipe.tables.pending import Blocked, Chunk, Part, chunks, in_order, table_of
 from arcpipe.tables.states import Kind, States
 from arcpipe.tables.table_commits import Bounds, Foreign, Gone, TableCommits
 
@@ -100,6 +100,10 @@ class Committer:
         """
         await self.commits.call(self._tables.check)
 
+    async def all_tables(self) -> list[TableName]:
+        """Return the tables that are arcpipe's. Raises TableError."""
+        return await self.commits.call(self._tables.all_tables)
+
     async def maintain(self, table: TableName) -> None:
         """Do the upkeep of one table. Raises TableError."""
         result = await self.commits.call(self._tables.maintain, table)
@@ -126,7 +130,7 @@ class Committer:
         before = self._block[Block.COMMITS], self._block[Block.FILES], self._block[Block.ROWS]
         names = self.list_files()
         waiting = [name for name in names if name not in self._done]
-        failed: set[tuple[str, str]] = set()
+        failed: set[tuple[str, TableName]] = set()
         try:
             if names or self._is_first:  # another process may have written what `forget` writes
                 self.commits.rewriter.load()
@@ -177,17 +181,22 @@ class Committer:
             checked.update(chunk.parts)
             await self._for_each_table(new, check)
 
-    async def _commit_chunk(self, chunk: Chunk, failed: set[tuple[str, str]]) -> None:
+    async def _commit_chunk(self, chunk: Chunk, failed: set[tuple[str, TableName]]) -> None:
         self._sizes.update(chunk.sizes)
 
         async def commit(parts: list[Part]) -> None:
-            key = parts[0].node, parts[0].folder
+            key = parts[0].node, _name_of(parts[0].folder)
             if key not in failed and not await self._try(parts):
                 failed.add(key)
             self.commits.step()
 
         await self._for_each_table(chunk.parts.values(), commit)
-        left = {part.name for key, parts in chunk.parts.items() if key in failed for part in parts}
+        left = {
+            part.name
+            for (node, folder), parts in chunk.parts.items()
+            if (node, _name_of(folder)) in failed
+            for part in parts
+        }
         self._done.update(name for name in chunk.names if name not in left)
 
     async def _for_each_table(self, found: Iterable[list[Part]], work: Callable[[list[Part]], Awaitable[None]]) -> None:
@@ -199,7 +208,7 @@ class Committer:
         tables: dict[TableName, list[list[Part]]] = {}
         for parts in found:
             tables.setdefault(_name_of(parts[0].folder), []).append(parts)
-        queue = deque(tables.values())
+        queue = deque(map(in_order, tables.values()))
 
         async def take() -> None:
             while queue:

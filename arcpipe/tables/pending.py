@@ -5,6 +5,7 @@ With a thousand batches of a thousand tables not all of it fits into memory, so 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -94,6 +95,18 @@ def some(parts: Sequence[Part], most_files: int) -> list[Part]:
         chosen.append(part)
         count += len(part.files)
     return chosen
+
+
+def in_order(found: list[list[Part]]) -> list[list[Part]]:
+    """Put the parts of one table in the order of their numbers: a marker says that everything up to it is there.
+
+    Args:
+        found: by node and folder. A table has two folders if its names were encoded in two ways.
+    """
+    if len(found) == 1:
+        return found
+    parts = sorted(itertools.chain.from_iterable(found), key=lambda part: part.seq)
+    return [list(run) for _, run in itertools.groupby(parts, key=lambda part: (part.node, part.folder))]
 
 
 def table_of(folder: str) -> TableName | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import random
 import time
@@ -23,7 +24,7 @@ from arcpipe.counters import Counters, Uploader
 from arcpipe.errors import ArcpipeError, DamagedFile, UnknownVersion
 from arcpipe.storage import LakeStore, open_store
 from arcpipe.tables import open_format
-from arcpipe.tables.base import Older, TableError, TableFormat, TableName
+from arcpipe.tables.base import Dropped, Older, TableError, TableFormat, TableName
 from arcpipe.tables.commit_file import FOLDER, Busy
 from arcpipe.tables.committer import Committer, Foreign, Round
 from arcpipe.tables.states import States
@@ -39,6 +40,9 @@ _RETRY_SECONDS: Final = (1.0, 60.0)  # after a failure of all: at first, and at 
 _BUSY_SECONDS: Final = 2.0  # until it is asked again whether a command is done
 _HELD_BACK_SECONDS: Final = 5.0  # between two rounds for an uploader that is held back
 _UPKEEP_SECONDS: Final = 3_600.0  # between two upkeeps of one table
+# Between two upkeeps of a table that this process has not committed to, and two looks for such tables: merges and
+# retention take files out of them, too.
+_IDLE_SECONDS: Final = 86_400.0
 _LAST_TRIES: Final = 3  # rounds at the end that commit nothing, before the next start gets the rest
 
 
@@ -88,6 +92,7 @@ class CommitterProcess:
         self._failures = 0
         self._held_back_until = 0.0  # monotonic: no round for an uploader that is held back before this
         self._upkeep_due: dict[TableName, float] = {}  # monotonic, in seconds
+        self._look_due = math.inf  # monotonic: the next look for tables that nobody writes to
 
     def stop(self) -> None:
         """Commit what is handed over, then end. May be called by a signal handler of the loop."""
@@ -196,18 +201,22 @@ class CommitterProcess:
         committer = self._committer
         assert committer is not None
         now = time.monotonic()
-        for table in committer.states.committed():
+        committed = set(committer.states.committed())
+        for table in committed:
             # Not all at once, and not at the same time as other nodes.
-            self._upkeep_due.setdefault(table, now + random.uniform(0.5, 1.0) * _UPKEEP_SECONDS)
-        for table, due in list(self._upkeep_due.items()):
-            if self._ending.is_set() or time.monotonic() >= until or self._is_asked():
+            if self._upkeep_due.get(table, math.inf) > now + _UPKEEP_SECONDS:
+                self._upkeep_due[table] = now + random.uniform(0.5, 1.0) * _UPKEEP_SECONDS
+        await self._look_for_others(committer, now)
+        # The one that waits longest first: there may not be time for all of them.
+        for table, due in sorted(self._upkeep_due.items(), key=lambda item: item[1]):
+            if due > now or self._ending.is_set() or time.monotonic() >= until or self._is_asked():
                 return
-            if due > now:
-                continue
             self._block[Block.STEPS] += 1
-            self._upkeep_due[table] = now + _UPKEEP_SECONDS
+            self._upkeep_due[table] = now + (_UPKEEP_SECONDS if table in committed else _IDLE_SECONDS)
             try:
                 await committer.maintain(table)
+            except Dropped:
+                del self._upkeep_due[table]
             except Exception as error:  # of any kind: the next time will do
                 expected = isinstance(error, (ArcpipeError, OSError))
                 log.warning(
@@ -215,6 +224,21 @@ class CommitterProcess:
                     *(*table, error),
                     exc_info=None if expected else error,
                 )
+
+    async def _look_for_others(self, committer: Committer, now: float) -> None:
+        """Have tables looked after that this process has not committed to: other nodes, or former processes, did."""
+        self._look_due = min(self._look_due, now + random.uniform(0.5, 1.0) * _UPKEEP_SECONDS)
+        if now < self._look_due:
+            return
+        self._look_due = now + _IDLE_SECONDS
+        try:
+            found = await committer.all_tables()
+        except Exception as error:  # of any kind: the next time will do
+            self._look_due = now + _UPKEEP_SECONDS
+            log.warning("the upkeep of tables that nobody writes to has to wait: %s", error)
+            return
+        for table in found:
+            self._upkeep_due.setdefault(table, now + random.uniform(0.0, 0.25) * _IDLE_SECONDS)
 
     def _is_asked(self) -> bool:
         """Tell whether an uploader that is held back wants a commit now."""

@@ -6,6 +6,7 @@ from typing import Literal
 
 from arcpipe.upload.journal import Converted, Journal
 from arcpipe.upload.manifest import Decoded, Manifest
+from arcpipe.upload.table_schema import TableName
 
 
 class Batch:
@@ -18,6 +19,8 @@ class Batch:
         self.segments = list(manifest.segments)
         self.tries = 0  # of this process
         self.is_left_over = False  # an earlier process may have tried it
+        self.careful: frozenset[TableName] = frozenset()
+        """The tables of which the Parquet writer refused rows: further tries look for the entries at fault."""
         self.size = 0  # bytes of its segments, when it was planned or found
         self._old = old  # the manifest, if it is of version 1
 

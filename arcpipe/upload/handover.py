@@ -188,7 +188,8 @@ async def files_to_hand_over(batch: Batch, store: ObjectStore) -> dict[str, Data
     )
     own = re.compile(rf".+_{re.escape(batch.batch_id)}(\.\d+)?_\d+\.parquet")
     found: dict[str, DataFile] = {}
-    for key in await store.list_keys(""):
-        if key[0] not in "._" and key.count("/") >= 2 and own.fullmatch(key):
-            found[key] = DataFile(key, -1, -1, -1, -1)
+    async for page in store.list_objects(""):  # a store may have millions of objects
+        for key in (one.key for one in page):
+            if key[0] not in "._" and key.count("/") >= 2 and own.fullmatch(key):
+                found[key] = DataFile(key, -1, -1, -1, -1)
     return found

@@ -109,6 +109,7 @@ def _failure(context: Context, batch: Batch, parts: list[Part]) -> Exception | N
         hidden=batch.manifest.hidden,
         on_file=drop_file,
         on_dead_letter=drop_letter,
+        careful=batch.careful,
     )
     try:
         with tables:

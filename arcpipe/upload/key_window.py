@@ -11,7 +11,7 @@ away: its segments are planned again, and the claims mean nothing.
 
 A file that lies beyond the *horizon* is not looked at: its keys are older than the window, by the clock of all entries
 with keys, or there are `max_keys` newer ones. A batch keeps its horizon over all tries, and nothing that one may look
-at is removed. So neither time nor other batches change a decision.
+at is removed, up to WAITING_KEYS. So neither time nor other batches change a decision.
 
 Small files are merged with their neighbours: written under the name of the older one, then the younger one is removed.
 After a crash in between, the younger one lies within the older one, and goes.
@@ -28,6 +28,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Collection, Mapping
+from threading import Lock
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -48,6 +49,8 @@ _MERGED_KEYS: Final = 1 << 20
 # Parts of the window, by time and by number, that one file may have: it is forgotten as a whole. One part is added to
 # the window for workers whose timestamps are behind those of others.
 _PARTS: Final = 8
+WAITING_KEYS: Final = 5_000_000
+"""Most keys that are kept only for batches that wait, perhaps for weeks: 140 MB."""
 
 
 class _File(NamedTuple):
@@ -68,25 +71,37 @@ class _File(NamedTuple):
 
 
 class KeyWindow:
-    """The idempotency keys that an uploader knows. Its methods do not run at the same time."""
+    """The idempotency keys that an uploader knows.
+
+    One thread at a time changes it, but a batch may begin meanwhile: it is converted ahead, while the one before ends.
+    """
 
     def __init__(
-        self, directory: WALDirectory, block: memoryview, window_seconds: float = 86_400.0, max_keys: int = 10_000_000
+        self,
+        directory: WALDirectory,
+        block: memoryview,
+        window_seconds: float = 86_400.0,
+        max_keys: int = 10_000_000,
+        waiting_keys: int = WAITING_KEYS,
     ) -> None:
         """Begin without keys.
 
         Args:
             block: the uploader's counters.
+            waiting_keys: the most that are kept besides `max_keys`, for batches that wait.
         """
         self._directory = directory
         self._folder = os.path.join(directory.path, "idempotency")
         self._block = block
         self._window = math.ceil(window_seconds)
         self._max_keys = max_keys
+        self._waiting_keys = waiting_keys
         self._files: list[_File] = []  # oldest first
         self._claims: dict[str, BatchClaims] = {}  # by batch id
         self._unreadable: set[str] = set()  # names
         self._next = 0  # number of the next key
+        self._lock = Lock()  # held while files and claims change: a key is in one of them at any moment
+        self._has_cut = False  # whether it was told that a batch that waits lacks some
 
     # The start
 
@@ -192,6 +207,10 @@ class KeyWindow:
 
     def begin(self, batch_id: str) -> ClaimTry:
         """Begin a try at a batch."""
+        with self._lock:
+            return self._begin(batch_id)
+
+    def _begin(self, batch_id: str) -> ClaimTry:
         claims = self._claims.get(batch_id)
         if claims is None:
             horizon = self._files[start].first if (start := self._horizon()) < len(self._files) else self._next
@@ -214,7 +233,8 @@ class KeyWindow:
         if claims is not None and claims.is_needed:
             claims.settle()
             self._keep(claims)
-        self._claims.pop(batch_id, None)
+        with self._lock:
+            self._claims.pop(batch_id, None)
         if self._files or self._unreadable:
             for name in sorted(self._unreadable):
                 self._look_again(name)
@@ -232,8 +252,10 @@ class KeyWindow:
             disk.rename(claims.path, path)
         disk.sync_directory(self._folder)
         file = _File(path, self._next, Run.together(claims.index.runs), claims.clock)
-        self._files = [*self._files, file]
-        self._next = file.last + 1
+        with self._lock:
+            self._files = [*self._files, file]
+            self._next = file.last + 1
+            self._claims.pop(claims.header.batch, None)
 
     def _free_path(self) -> str:
         """Return the path of the next file, whose number is after the keys of all others. Raises OSError.
@@ -253,7 +275,8 @@ class KeyWindow:
         claims = self._claims.get(batch_id)
         if claims is not None:
             self._remove(claims.path)
-            del self._claims[batch_id]
+            with self._lock:
+                del self._claims[batch_id]
 
     def hand_over(self, old_id: str, new_id: str) -> None:
         """Give the claims of a batch to the one that takes its place. Raises OSError."""
@@ -266,9 +289,11 @@ class KeyWindow:
             content = _content(header, _all(old), old.clock)
             durable.replace(self._directory.disk, os.path.join(self._folder, f"{new_id}{CLAIMS}"), content)
             found = key_files.decode(content, may_be_torn=True)
-            self._claims[new_id] = BatchClaims(self._directory, self._folder, header, old.clock, found)
+            with self._lock:
+                self._claims[new_id] = BatchClaims(self._directory, self._folder, header, old.clock, found)
             self._remove(old.path)
-        del self._claims[old_id]
+        with self._lock:
+            del self._claims[old_id]
 
     def _remove(self, path: str) -> None:
         disk = self._directory.disk
@@ -294,13 +319,26 @@ class KeyWindow:
         return 0
 
     def _expire(self) -> None:
-        """Remove the files that no batch looks at any more. The last one stays, for its number and its clock."""
+        """Remove the files that no batch looks at any more. The last one stays, for its number and its clock.
+
+        A batch may wait for weeks, for a segment that cannot be read. What it alone looks at is bounded, too.
+        """
         start = min(self._horizon(), len(self._files) - 1)
-        needed = min((claims.header.horizon for claims in self._claims.values()), default=self._next)
-        while start > 0 and self._files[0].last < needed:
+        with self._lock:
+            needed = min((claims.header.horizon for claims in self._claims.values()), default=self._next)
+        known = sum(file.keys for file in self._files)
+        while start > 0 and (self._files[0].last < needed or known > self._max_keys + self._waiting_keys):
             file = self._files[0]
+            known -= file.keys
+            if file.last >= needed and not self._has_cut:
+                self._has_cut = True
+                log.error(
+                    "idempotency keys are forgotten although a batch waits that may look at them, as too many newer "
+                    "ones came: its retries of them are written twice"
+                )
             self._remove(file.path)
-            self._files = self._files[1:]
+            with self._lock:
+                self._files = self._files[1:]
             start -= 1
             self._block[Uploader.KEYS_EXPIRED] += file.keys
             if file.clock >= self._clock - self._window:
@@ -319,7 +357,8 @@ class KeyWindow:
                 return
             run = Run.of(np.concatenate((older.run.records, younger.run.records)))
             durable.replace(disk, older.path, _content(key_files.new_header("", 0), run.records, younger.clock))
-            self._files = [*self._files[:-2], _File(older.path, older.first, run, younger.clock)]
+            with self._lock:
+                self._files = [*self._files[:-2], _File(older.path, older.first, run, younger.clock)]
             self._remove(younger.path)
 
     def _look_again(self, name: str) -> None:
@@ -335,8 +374,9 @@ class KeyWindow:
         if found is not None and len(found.records):
             path = os.path.join(self._folder, name)
             file = _File(path, int(name.removesuffix(KEYS)), Run.of(found.records), found.clock)
-            self._files = sorted([*self._files, file], key=lambda each: each.first)
-            self._next = max(self._next, file.last + 1)
+            with self._lock:
+                self._files = sorted([*self._files, file], key=lambda each: each.first)
+                self._next = max(self._next, file.last + 1)
             log.info("%s can be read again", path)
 
     @staticmethod
@@ -349,7 +389,9 @@ class KeyWindow:
 
     def _show(self) -> None:
         count = sum(file.keys for file in self._files)
-        self._block[Uploader.KEYS] = count + sum(claims.index.count for claims in self._claims.values())
+        with self._lock:
+            claimed = sum(claims.index.count for claims in self._claims.values())
+        self._block[Uploader.KEYS] = count + claimed
         self._block[Uploader.UNREADABLE_KEY_FILES] = len(self._unreadable)
 
 

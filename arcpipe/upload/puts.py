@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from arcpipe.counters import UPLOAD_BOUNDS_US, Uploader, observe
+from arcpipe.errors import UnreadableBlob
 from arcpipe.storage import Blob
 from arcpipe.units import KB, MB
 from arcpipe.upload.context import Context
@@ -22,6 +23,8 @@ from arcpipe.upload.journal_writer import JournalWriter
 _SMALL_FILE: Final = 256 * KB  # bytes below which a finished file shares a put, if the store is faster so
 _PUT_BYTES: Final = MB  # bytes of files that share a put
 
+# Reads of finished files that may fail before the try is given up: those files may be on a bad part of the disk.
+_BLOB_TRIES: Final = 3
 
 # More than there are threads that hand over files: `uploader.threads` is at most 256.
 _ALL_THREADS: Final = 1_024
@@ -57,6 +60,7 @@ class Puts:
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None  # of the first put that failed
         self._is_abandoned = False
+        self._unreadable = 0  # reads of finished files that failed
         self._small: list[Put] = []  # files that wait for others to share a put
         self._small_bytes = 0
         self._small_lock = threading.Lock()
@@ -139,7 +143,9 @@ class Puts:
             await asyncio.shield(durable)
             async with self._slots:
                 started = time.perf_counter()
-                await context.retry.persist(what, lambda: context.store.put_all(objects))
+                problem = await context.retry.persist(what, lambda: self._put_all(objects))
+                if problem is not None:
+                    raise problem
                 duration_us = int((time.perf_counter() - started) * 1e6)
         finally:
             self._room.release()
@@ -148,6 +154,17 @@ class Puts:
             observe(context.block, Uploader.UPLOAD_US, UPLOAD_BOUNDS_US, duration_us)
             context.block[Uploader.FILES] += 1
             context.block[Uploader.FILE_BYTES] += blob.size
+
+    async def _put_all(self, objects: Sequence[tuple[str, Blob]]) -> UnreadableBlob | None:
+        """Put objects. Returns an error that another try would meet again: the next try of the batch has new bytes."""
+        try:
+            await self._context.store.put_all(objects)
+        except UnreadableBlob as error:
+            self._unreadable += 1
+            if self._unreadable < _BLOB_TRIES:
+                raise
+            return error
+        return None
 
 
 def _release(puts: list[Put]) -> None:

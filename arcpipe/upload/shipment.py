@@ -22,13 +22,14 @@ from arcpipe.upload import segments
 from arcpipe.upload.batch import Batch
 from arcpipe.upload.batch_findings import BatchFindings
 from arcpipe.upload.batch_reader import END, BatchReader
-from arcpipe.upload.collect import BatchTables
+from arcpipe.upload.collect import BatchTables, WriterFailed
 from arcpipe.upload.context import Context
 from arcpipe.upload.dead_letters import DeadLetter
 from arcpipe.upload.journal import Converted, Isolated, KeyRecord, MisfitEntry, Part
 from arcpipe.upload.journal_writer import JournalWriter
 from arcpipe.upload.key_record import key_record
 from arcpipe.upload.leftovers import StoreLeftovers
+from arcpipe.upload.parquet import Unwritable
 from arcpipe.upload.puts import Put, Puts
 from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.upload.table_schema import TableName, TableSchema
@@ -165,22 +166,32 @@ class Shipment:
             on_file=self._take_file,
             on_dead_letter=self._take_dead_letter,
             decide=self._claims.decide,
+            careful=self._batch.careful,
         )
-        with tables:
-            for part in parts:
-                for item, origin in self._reader.items(part):
-                    if isinstance(item, Stretch):
-                        tables.add_stretch(item, item.offsets + origin)
-                    else:
-                        tables.add(item.timestamp, item.payload, origin)
-                    del item  # a large one makes room for the next
-            tables.finish()
+        try:
+            with tables:
+                self._read(parts, tables)
+                tables.finish()
+        except WriterFailed as error:
+            if error.tables <= self._batch.careful:  # care does not help: the batch has to be taken apart
+                raise Unwritable(str(error)) from error
+            self._batch.careful |= error.tables  # for the next try
+            raise
         self.rows += tables.rows
         context.block[Uploader.ROWS] += tables.rows
         context.block[Uploader.RESCUED] += tables.rescued
         if tables.rescued:
             log.warning("batch %s: %d values fit no column; they are in _rescued_data", batch_id, tables.rescued)
         return tables.schema_changes
+
+    def _read(self, parts: Iterable[Part], tables: BatchTables) -> None:
+        for part in parts:
+            for item, origin in self._reader.items(part):
+                if isinstance(item, Stretch):
+                    tables.add_stretch(item, item.offsets + origin)
+                else:
+                    tables.add(item.timestamp, item.payload, origin)
+                del item  # a large one makes room for the next
 
     def _convert_isolated(self, isolated: Isolated) -> None:
         """Convert parts one by one, under batch ids of their own, and keep the misfits as they are."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from threading import Lock
 from typing import Final, Literal
 
 from arcpipe.units import KB, MB
@@ -30,10 +31,15 @@ class Spares:
     def __init__(self, directory: WALDirectory, with_tables: bool = False) -> None:
         self._directory = directory
         self._sizes = SPARES | SPARES_OF_TABLES if with_tables else SPARES
+        self._lock = Lock()  # the next batch is planned while one is handed over in a thread
         self._missing: set[Use] = set(self._sizes)  # missing, or not looked for yet
 
     def make(self) -> None:
         """Make missing spares while there is space. Cheap if none is missing; the next call retries."""
+        with self._lock:
+            self._make_missing()
+
+    def _make_missing(self) -> None:
         disk = self._directory.disk
         for use in sorted(self._missing):
             name, size = self._sizes[use]
@@ -75,6 +81,10 @@ class Spares:
         Returns:
             The bytes of the file.
         """
+        with self._lock:
+            return self._use(use, path, data, error)
+
+    def _use(self, use: Use, path: str, data: bytes, error: OSError) -> int:
         disk = self._directory.disk
         name, size = self._sizes[use]
         spare = os.path.join(self._directory.batches, name)

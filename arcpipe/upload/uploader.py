@@ -259,7 +259,12 @@ class BatchUploader:
         self._lessons.refresh()
         if self._lessons.are_new:
             self._lessons.teach(self._context.registry)
-            self._context.registry.save()
+            try:
+                self._context.registry.save()
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                return  # the end of a batch makes space, and saves it
             self._lessons.are_new = False
 
     def _ship(self, batch: Batch, registry: SchemaRegistry) -> Shipment:
@@ -327,7 +332,7 @@ class BatchUploader:
         except UnreadableSegment as error:
             self._set_aside(batch, error)
             return None
-        except StorageError as error:  # of `prepare`: puts are retried by themselves
+        except StorageError as error:  # of `prepare`, or of finished bytes that cannot be read: puts are retried
             self._wait(batch, error, "")
             return None
 

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 from unittest import mock
@@ -17,7 +17,7 @@ from arcpipe.config import settings as config
 from arcpipe.counters import Counters
 from arcpipe.counters import Uploader as UploaderBlock
 from arcpipe.errors import StorageError
-from arcpipe.storage import Blob
+from arcpipe.storage import Blob, Listed
 from arcpipe.storage.base import require_key
 from arcpipe.units import MB
 from arcpipe.upload.retry import Retry
@@ -77,6 +77,9 @@ class MemoryStore:
     async def list_keys(self, prefix: str) -> list[str]:
         self._fails(after=True, now=self._fails(after=False))
         return sorted(key for key in self.objects if key.startswith(prefix))
+
+    async def list_objects(self, prefix: str, after: str = "") -> AsyncIterator[list[Listed]]:
+        yield [Listed(key, len(self.objects[key]), 0.0) for key in await self.list_keys(prefix) if key > after]
 
     async def check(self) -> None:
         return

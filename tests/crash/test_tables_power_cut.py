@@ -286,7 +286,7 @@ def test_it_is_caught_if_a_commit_file_is_removed_before_its_commit(
 ) -> None:
     commit = Committer._commit_chunk
 
-    async def removed_first(self: Committer, chunk: Chunk, failed: set[tuple[str, str]]) -> None:
+    async def removed_first(self: Committer, chunk: Chunk, failed: set[tuple[str, TableName]]) -> None:
         self.files.remove(chunk.names)
         await commit(self, chunk, failed)
 

@@ -14,6 +14,7 @@ from arcpipe.config.settings import StorageS3
 from arcpipe.counters import Committer as Block
 from arcpipe.counters import Counters
 from arcpipe.disk import Disk
+from arcpipe.lake.keys import Hidden
 from arcpipe.storage import open_store
 from arcpipe.tables.base import TableFormat, TableName
 from arcpipe.tables.commit_file import CommitFiles, DataFile
@@ -54,6 +55,7 @@ class Handed:
         files: int = 1,
         count: int = 2,
         rename: Mapping[str, str] = MappingProxyType({}),
+        hidden: Hidden = "._",
         **types: Any,
     ) -> str:
         """Put the files of a batch, and hand it over. Returns its id.
@@ -61,6 +63,7 @@ class Handed:
         Args:
             count: rows of each file.
             rename: new names of columns.
+            hidden: how names become folders.
             types: of columns.
         """
         self.number += 1
@@ -68,7 +71,13 @@ class Handed:
         for table in tables:
             for file in range(files):
                 key = key_of(
-                    self.number, node=self.node, boot=self.boot, file=file, database=table[0], measurement=table[1]
+                    self.number,
+                    node=self.node,
+                    boot=self.boot,
+                    file=file,
+                    database=table[0],
+                    measurement=table[1],
+                    hidden=hidden,
                 )
                 numbers = [self.number * 1_000 + file * 10 + one for one in range(count)]
                 value = _MAKERS.get(types.get("n"), int)

@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from arcpipe.config.settings import Settings
 from arcpipe.counters import Counters, Uploader
 from arcpipe.disk import Disk
 from arcpipe.errors import NotAWAL
-from arcpipe.storage import Blob
+from arcpipe.storage import Blob, Listed
 from arcpipe.upload.uploader import BatchUploader
 from arcpipe.wal.directory import SEALED, NodeIdentity, WALDirectory
 from arcpipe.wal.format import envelope_prefix
@@ -71,6 +71,11 @@ class MemoryStore:
     async def list_keys(self, prefix: str) -> list[str]:
         self.listed.append(prefix)
         return sorted(key for key in self.objects if key.startswith(prefix))
+
+    async def list_objects(self, prefix: str, after: str = "") -> AsyncIterator[list[Listed]]:
+        for key in await self.list_keys(prefix):
+            if key > after:
+                yield [Listed(key, len(self.objects[key]), 0.0)]
 
     async def check(self) -> None:
         pass

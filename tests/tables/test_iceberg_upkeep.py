@@ -166,8 +166,16 @@ def test_leftovers_of_failed_commits_go_when_they_are_old(local: World) -> None:
     assert local.numbers() == [0, 1, 2]
 
 
-def test_what_is_staged_is_not_deleted(local: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody maintains the table between the staging and the attempt of a commit."""
+@pytest.mark.parametrize("days_ahead", [0, 10])
+def test_what_is_staged_is_not_deleted(local: World, monkeypatch: pytest.MonkeyPatch, days_ahead: int) -> None:
+    """Somebody maintains the table between the staging and the attempt of a commit, perhaps by a clock that is ahead.
+
+    The files have times of the store's clock, which is right.
+    """
+    ahead = days_ahead * 86_400
+    times, times_ns = time.time, time.time_ns
+    monkeypatch.setattr(time, "time", lambda: times() + ahead)
+    monkeypatch.setattr(time, "time_ns", lambda: times_ns() + ahead * 10**9)
     tables = local.open(history_hours=0)
     tables.commit(CPU, [local.lake.put(CPU, rows(0), "a")], A, 1)
     attempt = Change.attempt

@@ -4,9 +4,9 @@ pyiceberg's own expiry deletes no files. Here two rules say what may be deleted,
 
 1. What an expired snapshot referred to and no snapshot that is left does: its manifest list, manifests and data files.
    A file that waits for its first commit was in no snapshot, so it is never one of these.
-2. Metadata files of the table's folder that nothing refers to, when they are older than a bound and than the table's
-   newest snapshot. They are of commits that failed or whose answer was lost. A commit that is under way requires the
-   newest snapshot that it saw, so none that is older can still succeed.
+2. Metadata files of the table's folder that nothing refers to, when they are older than a bound, by the store's clock,
+   and than the table's newest snapshot. They are of commits that failed or whose answer was lost. A commit that is
+   under way requires the newest snapshot that it saw, so none that is older can still succeed.
 
 Others may do the same at once: a file that is gone already is no error.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
@@ -125,11 +126,16 @@ class Upkeep:
             return set()
         bound = min(now - _ORPHAN_SECONDS, newest.timestamp_ms / 1000 - _SLACK_SECONDS)
         folder = f"{loaded.metadata.location.rstrip('/')}/metadata"
-        return {
-            f"{folder}/{name}"
+        found = {
+            f"{folder}/{name}": modified
             for name, modified in _listed(loaded.io, folder)
             if modified < bound and _METADATA.fullmatch(name) and f"{folder}/{name}" not in kept
         }
+        if not found:
+            return set()
+        # Our clock, by which snapshots have their times, may be days ahead. The times of files are the store's.
+        bound = _store_now(loaded.io, folder) - _ORPHAN_SECONDS
+        return {location for location, modified in found.items() if modified < bound}
 
 
 def _ancestors(loaded: Table, snapshot_id: int | None) -> set[int]:
@@ -171,6 +177,17 @@ def _listed(files: FileIO, folder: str) -> list[tuple[str, float]]:
         system, path = fs.LocalFileSystem(), path_of(folder)
     found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
     return [(one.base_name, one.mtime.timestamp()) for one in found if one.type == fs.FileType.File and one.mtime]
+
+
+def _store_now(files: FileIO, folder: str) -> float:
+    """Return the time of the clock that gives files theirs, in seconds since the epoch. Writes one to find out."""
+    name = f".arcpipe-clock-{uuid.uuid4().hex}"
+    with files.new_output(f"{folder}/{name}").create() as stream:
+        stream.write(b"arcpipe looks what time it is\n")
+    try:
+        return dict(_listed(files, folder)).get(name, 0.0)  # of a list that does not show it, nothing is old
+    finally:
+        files.delete(f"{folder}/{name}")
 
 
 def _delete(files: FileIO, locations: Sequence[str]) -> int:

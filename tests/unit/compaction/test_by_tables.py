@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,15 +13,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from arcpipe.compaction.compactor import Compactor
-from arcpipe.compaction.plan import Plans
+from arcpipe.compaction.merge import Merge, Stuck
+from arcpipe.compaction.plan import Plan, Plans
+from arcpipe.compaction.process import CompactionProcess
 from arcpipe.compaction.retention import Retention
+from arcpipe.compaction.retention_clock import DAY_US
+from arcpipe.compaction.retention_looks import RetentionLooks
 from arcpipe.config.settings import WAL, Compaction, Settings, Storage, StorageS3
+from arcpipe.counters import Compaction as Counted
+from arcpipe.counters import Counters
 from arcpipe.lake.folders import Folder, parse_folder
 from arcpipe.storage import open_store
-from arcpipe.tables.base import Conflict, NewFile, TableName
+from arcpipe.tables.base import Conflict, NewFile, Refused, TableName
 from arcpipe.tables.swap import TableSwap
 from tests.support.commits import Handed, Working, in_tables
-from tests.support.compaction import OTHER_NODE
+from tests.support.compaction import HOUR_US, OTHER_NODE, key_of, put
 from tests.support.lake import lake_files
 from tests.support.table_model import ModelTables
 
@@ -52,7 +58,10 @@ def folder(handed: Handed) -> Folder:
 
 
 def work(
-    handed: Handed, tables: ModelTables, do: Callable[[Compactor], Awaitable[T]], dedup: dict[str, Any] | None = None
+    handed: Handed,
+    tables: ModelTables | None,
+    do: Callable[[Compactor], Awaitable[T]],
+    dedup: dict[str, Any] | None = None,
 ) -> T:
     """Do something with a compactor of one process."""
 
@@ -63,12 +72,13 @@ def work(
             storage=Storage(url=f"file://{handed.lake}"),
             compaction=Compaction(dedup=dedup or {}),
         )
-        swap = TableSwap(lambda: tables, store)
+        swap = TableSwap(lambda: tables, store) if tables is not None else None
         compactor = Compactor(settings, handed.directory.path, handed.node, store, tables=swap)
         try:
             return await do(compactor)
         finally:
-            await swap.close()
+            if swap is not None:
+                await swap.close()
             await store.close()
 
     return asyncio.run(run())
@@ -222,7 +232,7 @@ def test_a_file_in_a_folder_that_is_not_its_own_names_no_table(tmp_path: Path, t
 
     async def held() -> frozenset[str]:
         store = open_store(f"file://{handed.lake}", StorageS3())
-        swap = TableSwap(lambda: tables, store)
+        swap = TableSwap(lambda: tables, store) if tables is not None else None
         try:
             return await swap.held("/".join(own.split("/")[:2]))
         finally:
@@ -286,3 +296,179 @@ def test_without_dedup_each_node_merges_its_own_files(handed: Handed, tables: Mo
     outcome = work(other, tables, lambda compactor: compactor.compact(folder))
     assert outcome is not None
     assert len(outcome.plan.inputs) == 3
+
+
+# What one table refuses
+
+
+class Refusing(ModelTables):
+    """One table is as somebody else left it: it takes no change, or cannot be read at all."""
+
+    how = "replace"
+    refused = ("db", "m")
+
+    def files(self, table: TableName) -> Iterator[str]:
+        if table == self.refused and self.how == "files":
+            raise Refused("its protocol has the features deletionVectors")
+        return super().files(table)
+
+    def replace(self, table: TableName, old: Sequence[str], new: Sequence[NewFile]) -> None:
+        if table == self.refused and self.how == "replace":
+            raise Refused("it has delete files of another engine")
+        super().replace(table, old, new)
+
+    def remove(self, table: TableName, keys: Sequence[str]) -> None:
+        if table == self.refused and self.how == "remove":
+            raise Refused("it takes no file out")
+        super().remove(table, keys)
+
+
+def refusing(tables: ModelTables, how: str) -> Refusing:
+    made = Refusing(tables.root)
+    made.how = how
+    return made
+
+
+@pytest.fixture
+def two_tables(tmp_path: Path, tables: ModelTables) -> Handed:
+    """Make an hour of five small files of each of two tables."""
+    made = Handed(tmp_path)
+    for _ in range(5):
+        made.batch([("db", "m"), ("db", "n")])
+    Working(made.directory.path, made.lake, tables).round()
+    return made
+
+
+@pytest.mark.parametrize("how", ["replace", "files"])
+def test_a_table_that_refuses_a_merge_holds_up_no_other(
+    two_tables: Handed, tables: ModelTables, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else one table with the deletes of another engine would end all merges of the node."""
+    before = lake_files(two_tables.lake)
+    counters = Counters(1)
+
+    async def look(compactor: Compactor) -> None:
+        settings = Settings(
+            wal=WAL(dir=two_tables.directory.path, min_free_mb=0),
+            storage=Storage(url=f"file://{two_tables.lake}"),
+            compaction=Compaction(enabled=True),
+        )
+        store = open_store(settings.storage.url, settings.storage.s3)
+        for _ in range(2):
+            await CompactionProcess(settings, compactor, counters, store).look()
+        await store.close()
+
+    work(two_tables, refusing(tables, how), look)
+    assert [len([key for key in in_tables(tables) if f"/{name}/" in key]) for name in "mn"] == [5, 1]
+    assert len(lake_files(two_tables.lake)) == len(before) + 1  # no output of the refused merge is left
+    assert Plans(two_tables.directory.path).read() is None
+    assert counters.compaction[Counted.LOOKS] == 2
+    assert counters.compaction[Counted.FAILURES] == 2
+    assert "failed, and is tried again later: " in caplog.text
+
+
+@pytest.mark.parametrize("how", ["remove", "files"])
+def test_a_table_that_refuses_retention_holds_up_no_other(
+    two_tables: Handed, tables: ModelTables, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [HOUR_US / 1e6 + 6 * 86_400]
+
+    async def expire(compactor: Compactor) -> None:
+        put(two_tables.lake, key_of(99, measurement="new", hour_us=HOUR_US + 6 * DAY_US), b"1")
+        store = open_store(f"file://{two_tables.lake}", StorageS3())
+        block = Counters(1).compaction
+        looks = RetentionLooks({"db": 1}, store, compactor, block, asyncio.Event(), lambda: now[0])
+        await looks.look()  # it announces
+        now[0] += 86_400
+        with pytest.raises(Refused):
+            await looks.look()
+        await store.close()
+
+    work(two_tables, refusing(tables, how), expire)
+    assert [len([key for key in in_tables(tables) if f"/{name}/" in key]) for name in "mn"] == [5, 0]
+    assert "retention deletes nothing before" in caplog.text
+
+
+# A plan that was made while the settings had no tables, or had some
+
+
+@pytest.mark.parametrize("deleted", [0, 2, 5])
+def test_a_merge_from_before_the_tables_loses_no_row(
+    tmp_path: Path, tables: ModelTables, deleted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its inputs may be gone by then: nobody may delete its outputs because no table has them."""
+    handed = Handed(tmp_path)
+    for _ in range(5):
+        handed.batch()
+    wanted = sorted(handed.rows[TABLE])
+    folder = parse_folder(min(handed.keys).rpartition("/")[0])
+    assert folder is not None
+
+    async def die(self: Merge, plan: Plan) -> None:
+        await self._store.delete_all([one.key for one in plan.inputs[:deleted]])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Merge, "_delete_inputs", die)
+        with pytest.raises(KeyboardInterrupt):
+            work(handed, None, lambda compactor: compactor.compact(folder))
+    work(handed, tables, lambda compactor: compactor.finish())
+    files = lake_files(handed.lake)
+    found = [pq.read_table(path, columns=["n"], partitioning=None)["n"].to_pylist() for path in files]
+    assert sorted(number for numbers in found for number in numbers) == wanted
+    assert Plans(handed.directory.path).read() is None
+
+
+def test_a_merge_of_files_of_tables_waits_for_the_tables(handed: Handed, tables: ModelTables, folder: Folder) -> None:
+    """Without them nobody knows which files readers of the table need."""
+
+    class Crashing(ModelTables):
+        def replace(self, table: TableName, old: list[str], new: list[NewFile]) -> None:  # type: ignore[override]
+            raise KeyboardInterrupt
+
+    wanted = rows(handed, tables)
+    with pytest.raises(KeyboardInterrupt):
+        work(handed, Crashing(tables.root), lambda compactor: compactor.compact(folder))
+    with pytest.raises(Stuck, match=r'merges files of tables, and tables\.format is "none" now'):
+        work(handed, None, lambda compactor: compactor.finish())
+    assert rows(handed, tables) == wanted
+    work(handed, tables, lambda compactor: compactor.finish())
+    assert rows(handed, tables) == wanted
+    assert len(in_tables(tables)) == 1
+
+
+@pytest.mark.parametrize("deleted", [0, 2])
+def test_a_merge_by_a_command_without_tables_is_finished_in_the_table(
+    handed: Handed, tables: ModelTables, folder: Folder, deleted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody called it with other settings than the server's, and it was killed."""
+    wanted = rows(handed, tables)
+
+    async def die(self: Merge, plan: Plan) -> None:
+        await self._store.delete_all([one.key for one in plan.inputs[:deleted]])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Merge, "_delete_inputs", die)
+        with pytest.raises(KeyboardInterrupt):
+            work(handed, None, lambda compactor: compactor.compact(folder))
+    work(handed, tables, lambda compactor: compactor.finish())
+    assert rows(handed, tables) == wanted
+    assert len(in_tables(tables)) == 1
+
+
+def test_a_merge_of_which_the_table_has_some_files_waits_for_a_person(
+    handed: Handed, tables: ModelTables, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def die(self: Merge, plan: Plan) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Merge, "_delete_inputs", die)
+        with pytest.raises(KeyboardInterrupt):
+            work(handed, None, lambda compactor: compactor.compact(folder))
+    tables.remove(TABLE, in_tables(tables)[:2])
+    before = lake_files(handed.lake)
+    with pytest.raises(Stuck, match="the table has 3 of its 5 files"):
+        work(handed, tables, lambda compactor: compactor.finish())
+    assert lake_files(handed.lake) == before

@@ -15,8 +15,11 @@ import pytest
 
 from arcpipe.compaction.compactor import Compactor
 from arcpipe.compaction.merge import Outcome
-from arcpipe.compaction.rewrite import RewriteBounds
+from arcpipe.compaction.process import CompactionProcess
+from arcpipe.compaction.rewrite import Rewrite, RewriteBounds
 from arcpipe.config.settings import WAL, Compaction, Parquet, Settings, Storage
+from arcpipe.counters import Compaction as Compacted
+from arcpipe.counters import Counters
 from arcpipe.lake.file_schema import ROLE
 from arcpipe.lake.folders import parse_folder
 from arcpipe.lake.input_file import InputFile
@@ -278,6 +281,27 @@ def test_of_equal_points_the_last_one_stays(lake: Lake, fits: bool) -> None:
     assert {(row["host"], row["time"]): row["n"] for row in lake.rows()} == last
 
 
+@pytest.mark.parametrize("field_in", [1, 2])
+@pytest.mark.parametrize("fits", [True, False])
+def test_what_some_sender_called_a_tag_tells_points_apart(lake: Lake, field_in: int, fits: bool) -> None:
+    """Another node, or this one before it lost its registry, may know the column as a field."""
+    if not fits:
+        lake.bounds = RewriteBounds(sort_bytes=500, collected_bytes=100)
+    lake.compaction = {"dedup": {"db": "series_time"}}
+    places = [(at, host) for at in (1, 2) for host in "abc"]
+    rows: Rows = [{"time": at, "host": host, "n": n} for n, (at, host) in enumerate(places)]
+    lake.put(3 - field_in, rows)
+    lake.put(field_in, [row | {"n": 10 + row["n"]} for row in rows if row["host"] == "b"], tags=())
+    lake.compact()
+    newer = 10 if field_in == 2 else 0
+    wanted = [
+        row | {"n": row["n"] + (newer if row["host"] == "b" else 0), "time": HOUR_US + row["time"]} for row in rows
+    ]
+    assert by_number(lake.rows()) == by_number(wanted)
+    [file] = lake.files
+    assert pq.read_schema(file).field("host").metadata[ROLE] == b"tag"
+
+
 def test_all_rows_of_one_point_need_no_memory(lake: Lake) -> None:
     lake.bounds = RewriteBounds(sort_bytes=5_000, collected_bytes=1_000)
     lake.compaction = {"dedup": {"db": "series_time"}}
@@ -365,3 +389,36 @@ def test_folders_of_both_ways_to_encode_names_are_merged(lake: Lake, hidden: Hid
     assert lake.odd == {}
     assert [row["v"] for row in lake.rows()] == [4.0]
     assert outcome.superseded == 3
+
+
+def test_a_bug_in_the_merge_of_one_folder_holds_up_no_other(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(3):
+        lake.put(number, some_rows(20, number), measurement="a")
+        lake.put(number, some_rows(20, number), measurement="b")
+    before = by_number(lake.rows())
+    original = Rewrite.run
+
+    def fail(self: Rewrite, inputs: Any, sizes: Any, on_file: Any) -> Any:
+        with next(iter(inputs())) as file:
+            if file.measurement == "a":
+                raise ZeroDivisionError("a bug")
+        return original(self, inputs, sizes, on_file)
+
+    monkeypatch.setattr(Rewrite, "run", fail)
+    counters = Counters(1)
+
+    async def look() -> None:
+        settings = lake.settings()
+        store = open_store(settings.storage.url, settings.storage.s3)
+        compactor = Compactor(settings, str(lake.wal), NODE, store)
+        await CompactionProcess(settings, compactor, counters, store).look()
+        await store.close()
+
+    lake.compaction["enabled"] = True
+    asyncio.run(look())
+    assert [len(lake_files(lake.root / "db" / name)) for name in "ab"] == [3, 1]
+    assert by_number(lake.rows()) == before
+    assert counters.compaction[Compacted.FAILURES] == counters.compaction[Compacted.LOOKS] == 1
+    assert "ZeroDivisionError: a bug" in caplog.text

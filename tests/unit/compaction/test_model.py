@@ -93,6 +93,9 @@ class MemoryStore:
         self._objects.data.pop(key, None)
         self._fuse.done()
 
+    async def remove_empty(self, folder: str, modified_before: float) -> None:
+        pass
+
     async def delete_all(self, keys: Sequence[str]) -> None:
         for key in keys:
             await self.delete(key)

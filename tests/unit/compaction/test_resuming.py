@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from arcpipe.compaction.compactor import Bounds, Compactor
 from arcpipe.compaction.merge import Merge, Stuck
 from arcpipe.compaction.plan import Busy, Plans
 from arcpipe.compaction.retention import Retention
-from arcpipe.errors import DamagedFile, UnknownVersion
-from arcpipe.storage import open_store
+from arcpipe.errors import DamagedFile, StorageError, UnknownVersion
+from arcpipe.storage import Listed, open_store
+from arcpipe.storage.local import LocalStore
 from arcpipe.wal.checksum import with_checksum
 from tests.support.compaction import HOUR_US, NODE
 from tests.unit.compaction.test_merging import Lake, by_number, some_rows
@@ -132,3 +134,42 @@ def test_retention_finishes_the_plan_and_deletes_its_outputs(lake: Lake) -> None
     assert asyncio.run(main()) == 1
     assert lake.files == hidden(lake) == []
     assert Plans(str(lake.wal)).read() is None
+
+
+@pytest.mark.parametrize("hides", ["outputs", "deletes"])
+def test_a_list_that_is_behind_deletes_nothing(lake: Lake, monkeypatch: pytest.MonkeyPatch, hides: str) -> None:
+    """A list without new objects, or with old ones, is no proof that outputs are gone and inputs are there."""
+    before = by_number(lake.rows())
+    inputs = lake.files
+
+    async def die(*_: object) -> None:
+        raise Crash
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Merge, "_delete_inputs", die)
+        with pytest.raises(Crash):
+            lake.compact()
+    [output] = set(lake.files) - set(inputs)
+    old = LocalStore.list_objects
+
+    async def behind(self: LocalStore, prefix: str, after: str = "") -> AsyncIterator[list[Listed]]:
+        """List what there was before the first rename."""
+        async for page in old(self, prefix, after):
+            yield [one for one in page if one.key != str(output.relative_to(lake.root))]
+        if hides == "deletes" and "db/m/".startswith(prefix[:5]):
+            yield gone
+
+    gone = [Listed(str(path.relative_to(lake.root)), path.stat().st_size, path.stat().st_mtime) for path in inputs[:2]]
+    if hides == "deletes":
+        output.rename(lake.directory / "elsewhere")  # somebody removed it, too: nobody may say that inputs are there
+        for path in inputs[:2]:
+            path.unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalStore, "list_objects", behind)
+        with pytest.raises(Stuck if hides == "deletes" else StorageError):
+            lake.compact()
+    if hides == "deletes":
+        (lake.directory / "elsewhere").rename(output)
+    lake.compact()
+    assert lake.files == [output]
+    assert by_number(lake.rows()) == before

@@ -301,3 +301,35 @@ def test_deletes_that_a_crash_cut_off_are_done_by_the_next_look(tmp_path: Path, 
     assert len(lake.files) == 4 - deleted
     lake.look()
     assert lake.files == kept
+
+
+def test_directories_that_retention_has_emptied_are_removed_later(tmp_path: Path) -> None:
+    """Not at once: an uploader may be about to write a late record there."""
+    lake = Lake(tmp_path, db=7)
+    kept = lake.put(0)
+    lake.put(9)
+    other = lake.put(9, 2, measurement="others", node=OTHER_NODE)
+    lake.look()
+    lake.now += 86400
+    young = lake.put(300).parent
+    for path in young.iterdir():
+        path.unlink()
+    folders = [path for path in lake.root.glob("db/**/*") if path.is_dir()]
+
+    def age(seconds: float, paths: list[Path]) -> None:
+        for path in paths:
+            os.utime(path, (lake.now - seconds, lake.now - seconds))
+
+    lake.look()
+    assert lake.files == {kept, other}
+    assert all(path.is_dir() for path in folders)
+    age(3600, folders)
+    age(10, [young])
+    lake.look()
+    assert [path for path in folders if path.is_dir()] == [
+        path for path in folders if any(one.is_relative_to(path) for one in (kept, other, young))
+    ]
+    age(3600, [path for path in folders if path.is_dir()])
+    lake.look()
+    assert {path for path in lake.root.glob("db/**/*") if path.is_dir()} == {*kept.parents, *other.parents} & {*folders}
+    assert lake.files == {kept, other}

@@ -17,7 +17,7 @@ from arcpipe.config.settings import Storage
 from arcpipe.config.settings_tables import Tables as Settings
 from arcpipe.errors import DamagedFile
 from arcpipe.lake.footers import find_footer
-from arcpipe.lake.keys import encode_name
+from arcpipe.lake.keys import Hidden, encode_name
 from arcpipe.tables import states, table_commits
 from arcpipe.tables.base import Committed, Conflict, NewFile, TableName, Unavailable
 from arcpipe.tables.committer import Bounds, Foreign
@@ -355,3 +355,32 @@ def test_a_table_that_others_commit_to_is_tried_in_the_next_round(handed: Handed
     handed.batch()
     rounds = work(handed, Contested(tables.root)).rounds(False, False)
     assert [(one.commits, one.failed) for one in rounds] == [(0, 1), (1, 0)]
+
+
+SPACED = ("db", "a b")
+
+
+def test_two_folders_of_one_table_are_committed_in_the_order_of_their_batches(tmp_path: Path) -> None:
+    """A batch that was planned before the format changed has another folder, and may end after younger ones."""
+    handed, tables = Handed(tmp_path), ModelTables(tmp_path / "tables")
+    ways: tuple[Hidden, ...] = ("._", "._~", "._")
+    for hidden in ways:
+        handed.batch([SPACED], hidden=hidden)
+    assert len({key.split("/")[1] for key in handed.keys}) == 2
+    assert Working(handed.directory.path, handed.lake, tables).round().waiting == 0
+    assert in_tables(tables) == sorted(handed.keys)
+
+
+def test_a_folder_that_waits_holds_back_the_other_of_its_table(tmp_path: Path) -> None:
+    """A marker says that everything up to it is there."""
+    handed, tables = Handed(tmp_path), ModelTables(tmp_path / "tables")
+    handed.batch([SPACED], hidden="._")
+    [missing] = handed.keys
+    handed.batch([SPACED], hidden="._~")
+    elsewhere = (handed.lake / missing).rename(tmp_path / "elsewhere")
+    working = Working(handed.directory.path, handed.lake, tables)
+    assert working.round().waiting == 2
+    assert in_tables(tables) == []
+    elsewhere.rename(handed.lake / missing)
+    assert working.round().waiting == 0
+    assert in_tables(tables) == sorted(handed.keys)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -208,3 +209,42 @@ def test_tables_are_looked_after_between_rounds(
     process.run(lambda: process.block[Block.MAINTAINED] >= 2)
     assert set(done) == {("db", "m")}
     assert in_tables(tables) == sorted(handed.keys)
+
+
+def test_tables_that_nobody_writes_to_any_more_are_looked_after_too(
+    handed: Handed, tables: ModelTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Merges and retention take files out of them, which would be in the store for ever."""
+    handed.batch()
+    Process(handed, lambda: tables).run(lambda: bool(in_tables(tables)))
+    for name in ("_UPKEEP_SECONDS", "_IDLE_SECONDS"):
+        monkeypatch.setattr(module, name, 0.01, raising=False)
+    done: list[TableName] = []
+
+    class Kept(ModelTables):
+        def maintain(self, table: TableName) -> Maintained:
+            done.append(table)
+            return super().maintain(table)
+
+    later = Process(handed, lambda: Kept(tables.root), interval=0.02)
+    later.run(lambda: len(done) > 2)
+    assert set(done) == {("db", "m")}
+    assert later.block[Block.COMMITS] == 0
+
+
+def test_a_short_time_for_upkeep_comes_to_all_tables(
+    handed: Handed, tables: ModelTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the first ones are due again before the last ones had their turn."""
+    handed.batch([("db", name) for name in "abcd"])
+    monkeypatch.setattr(module, "_UPKEEP_SECONDS", 0.001)
+    done: list[TableName] = []
+
+    class Slow(ModelTables):
+        def maintain(self, table: TableName) -> Maintained:
+            done.append(table)
+            time.sleep(0.02)
+            return super().maintain(table)
+
+    Process(handed, lambda: Slow(tables.root), interval=0.03).run(lambda: len(done) >= 12)
+    assert {done.count(("db", name)) for name in "abcd"} <= {2, 3, 4}

@@ -17,6 +17,8 @@ from typing import Any
 from unittest import mock
 
 import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,15 +26,20 @@ from hypothesis import strategies as st
 from arcpipe import native
 from arcpipe.counters import Counters, Uploader
 from arcpipe.disk import Disk
+from arcpipe.lake.spool import Spool, SpoolMemory
+from arcpipe.storage import Blob
+from arcpipe.storage.base import read_exactly
 from arcpipe.tables.commit_file import CommitFiles
+from arcpipe.tables.fitting import Move
+from arcpipe.tables.learned import Learned
 from arcpipe.upload import segments
 from arcpipe.upload.batches import Batches
 from arcpipe.upload.collect import BatchTables
-from arcpipe.upload.conversion_jobs import ConversionJobs
+from arcpipe.upload.conversion_jobs import ConversionJobs, TableOutput
 from arcpipe.upload.journal import Converted, Journal, KeyRecord, SegmentRecord, Uploaded
 from arcpipe.upload.leftovers import StoreLeftovers
 from arcpipe.upload.manifest import Manifest, encode_manifest, parse_batch_file
-from arcpipe.upload.retry import Retry
+from arcpipe.upload.retry import Backoff, Retry
 from arcpipe.upload.shipment import Shipment
 from arcpipe.wal.checksum import with_checksum
 from arcpipe.wal.directory import SEALED, NodeIdentity, WALDirectory
@@ -578,6 +585,32 @@ def test_a_batch_of_which_something_was_put_waits_as_a_whole(wal: Path, monkeypa
     assert batch_files(wal) == []
 
 
+def test_finished_bytes_that_cannot_be_read_back_are_made_anew(wal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They wait in a file. Its disk gives the same error for ever, and another file may be in another place."""
+    original = Spool.read_at
+    bad: list[Spool] = []
+
+    def read_at(self: Spool, offset: int, length: int) -> bytes | memoryview:
+        if not bad:
+            bad.append(self)
+        if self is bad[0]:
+            raise OSError(errno.EIO, "Input/output error")
+        return original(self, offset, length)
+
+    class Reading(MemoryStore):
+        async def put(self, key: str, blob: Blob) -> None:
+            self.objects[key] = bytes(read_exactly(blob, 0, blob.size))
+
+    monkeypatch.setattr(Spool, "read_at", read_at)
+    monkeypatch.setattr(SpoolMemory, "take", lambda self, size: False)
+    monkeypatch.setattr(Backoff, "is_due", True)
+    store = Reading()
+    run(wal, store)
+    assert bad
+    assert_once(store)
+    assert batch_files(wal) == sealed(wal) == []
+
+
 # A bug
 
 
@@ -613,6 +646,61 @@ def test_an_entry_that_a_bug_refuses_is_a_dead_letter(method: str, wal: Path, mo
     assert len(letters) == 1
     assert outcome.block[Uploader.DEAD_LETTERS] == 1
     assert batch_files(wal) == []
+    assert sealed(wal) == []
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+def test_rows_that_the_parquet_writer_refuses_are_a_dead_letter(
+    crashes: bool, wal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be joined with others by then: the batch is done again, carefully, and a redo makes the same objects."""
+    original = pq.ParquetWriter.write_table
+
+    def refuse(writer: pq.ParquetWriter, table: pa.Table, *arguments: Any, **more: Any) -> None:
+        if 5 in table.column("id").to_pylist():
+            raise pa.ArrowNotImplementedError("no fives")
+        original(writer, table, *arguments, **more)
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", refuse)
+    store = MemoryStore()
+    if crashes:
+        letters_put = 0
+
+        def die(key: str) -> None:
+            nonlocal letters_put
+            letters_put += key.startswith("_dead_letter/")
+            if letters_put:
+                raise Crash
+
+        store.before_put = die
+        with pytest.raises(Crash):
+            run(wal, store)
+        store.before_put = lambda key: None
+    outcome = run(wal, store, boot=2)
+    assert_once(store)
+    (letter,) = [key for key in store.objects if key.startswith("_dead_letter/db/")]
+    assert msgspec.msgpack.decode(store.objects[letter])[3]["columns"]["id"] == [4, 5, 6, 7]
+    assert outcome.block[Uploader.DEAD_LETTERS] == 1
+    assert batch_files(wal) == []
+    assert sealed(wal) == []
+
+
+def test_a_refusal_that_care_does_not_find_takes_the_batch_apart(wal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer refuses rows as such, and their trial is no help."""
+    original = ConversionJobs._write
+
+    def refuse(self: ConversionJobs, output: TableOutput, converted: Any, *arguments: Any, **more: Any) -> None:
+        if any(5 in part.table.column("id").to_pylist() for part in converted):
+            output.writers.abort()
+            self.refused[output.name] = "no fives"
+        else:
+            original(self, output, converted, *arguments, **more)
+
+    monkeypatch.setattr(ConversionJobs, "_write", refuse)
+    store = MemoryStore()
+    run(wal, store)
+    assert_once(store)
+    assert len([key for key in store.objects if key.startswith("_dead_letter/db/")]) == 1
     assert sealed(wal) == []
 
 
@@ -807,6 +895,32 @@ def test_a_full_disk_takes_the_manifest_and_the_journal_over_spare_files(wal: Pa
     fill(wal, 3, LATER)
     run(wal, store, boot=2)
     assert len(os.listdir(wal / "batches")) == 2
+
+
+def test_a_full_disk_does_not_wait_for_the_types_of_tables(wal: Path) -> None:
+    """They are saved once there is space: the upload is what makes it."""
+    directory = WALDirectory(wal)
+    run(wal, MemoryStore())
+    assert (wal / "schema.json").exists()
+    tables = CommitFiles(directory.path)
+    tables.make()
+    Learned.load(tables.folder, directory.disk).add(("db", "m0"), [Move("id", "id", "i64", "f64", "id_i64", True)])
+    fill(wal, 3, LATER)
+    registry = (wal / "schema.json").read_bytes()
+    store = MemoryStore()
+
+    class Full(FullDisk):
+        """It is full as long as the segments are there."""
+
+        def write(self, fd: int, buffers: object, offset: int) -> None:
+            write = super().write if sealed(wal) else Disk().write
+            write(fd, buffers, offset)  # type: ignore[arg-type]
+
+    outcome = run(wal, store, disk=Full(), boot=2)
+    assert sorted(ids_in(store).elements()) == [*LATER]
+    assert batch_files(wal) == sealed(wal) == []
+    assert outcome.sleeps == []
+    assert (wal / "schema.json").read_bytes() != registry
 
 
 @pytest.mark.parametrize("part", ["", ".0", ".12"])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +22,7 @@ from arcpipe.upload import key_files
 from arcpipe.upload.key_files import RECORD
 from arcpipe.upload.key_index import Run
 from arcpipe.upload.key_record import key_record
-from arcpipe.upload.key_window import KeyWindow
+from arcpipe.upload.key_window import WAITING_KEYS, KeyWindow
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.format import KeyedPrefix, Prefix
 from tests.support.directories import flip_bit
@@ -52,12 +54,19 @@ class Entry(NamedTuple):
 class Node:
     """A WAL directory, and the window of its present uploader."""
 
-    def __init__(self, wal: Path, disk: Disk | None = None, window: float = WINDOW, max_keys: int = 10_000) -> None:
+    def __init__(
+        self,
+        wal: Path,
+        disk: Disk | None = None,
+        window: float = WINDOW,
+        max_keys: int = 10_000,
+        waiting_keys: int = WAITING_KEYS,
+    ) -> None:
         self.directory = WALDirectory(wal, disk)
         self.directory.make()
         self.folder = wal / "idempotency"
         self.block = Counters(1).uploader
-        self._limits = window, max_keys
+        self._limits = window, max_keys, waiting_keys
         self.batches: dict[str, str] = {}  # under way, with those that they replace
         self.restart()
 
@@ -531,3 +540,44 @@ def test_keys_that_share_half_of_their_hash_are_told_apart(alike: np.ndarray[Any
     assert seconds(2) == [12, 14, -1, 10, -1]
     assert seconds(1) == [12, 14, -1, -1, -1]
     assert run.holds(wanted).tolist() == [True, True, False, False, False]
+
+
+def test_a_batch_that_waits_for_ever_does_not_keep_all_keys(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It waits for a segment that cannot be read, perhaps for weeks: its keys must not fill memory and disk."""
+    node = Node(tmp_path / "wal", max_keys=100, waiting_keys=100)
+    first = [Entry(f"first {number}", 1000) for number in range(60)]
+    node.ship("a", first)
+    assert node.attempt("waits", [Entry("waits", 1000), first[0]]) == [True, False]
+    known = []
+    for number in range(20):
+        node.ship(f"b{number}", [Entry(f"{number} {key}", 1000 + 40 * number) for key in range(60)])
+        known.append(node.block[Uploader.KEYS])
+    assert max(known) <= 2 * 100 + 60 + 1
+    assert known[-1] > 100
+    assert caplog.text.count("idempotency keys are forgotten although a batch waits that may look at them") == 1
+    assert node.attempt("waits", [Entry("waits", 1000)]) == [True]  # what it has claimed is its own
+    node.restart()
+    assert node.attempt("waits", [Entry("waits", 1000)]) == [True]
+
+
+@pytest.mark.slow
+def test_a_batch_begins_while_the_one_before_ends_in_a_thread(tmp_path: Path) -> None:
+    """The uploader converts ahead: it must find the keys of that one, as claims or in the window, at any moment."""
+    node = Node(tmp_path / "wal", HastyDisk(), max_keys=40)
+    switching = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            for number in range(150):
+                batch, key = str(number), [Entry(f"key {number}", 1000)]
+                assert node.attempt(batch, key) == [True]
+                ending = pool.submit(node.window.finish, batch)
+                tries = 0
+                while not tries or not ending.done():
+                    tries += 1
+                    ahead = f"ahead-{number}-{tries}"
+                    assert node.window.begin(ahead).decide([key[0].record()]) == [False]
+                    node.window.forget(ahead)
+                ending.result()
+    finally:
+        sys.setswitchinterval(switching)

@@ -63,6 +63,9 @@ class MemoryStore:
     async def delete(self, key: str) -> None:
         self.data.pop(key, None)
 
+    async def remove_empty(self, folder: str, modified_before: float) -> None:
+        pass
+
     async def delete_all(self, keys: Sequence[str]) -> None:
         for key in keys:
             await self.delete(key)
