@@ -98,11 +98,12 @@ def decode(context: IngestContext, exchange: Exchange, coding: Coding, go_on: Ca
     if context.turns.spent < context.turns.budget.turn_seconds and told_bytes(coding, data) <= _INLINE_BYTES:
         decoder = Decoder(coding, data, max_body)
         try:
-            if decoder.advance(_INLINE_BYTES):
-                exchange.body = decoder.decoded()
-                go_on()
-                return
+            is_whole = decoder.advance(_INLINE_BYTES)
         except (BadPayload, PayloadTooLarge) as error:
             done(error)
+            return
+        if is_whole:
+            exchange.body = decoder.decoded()
+            go_on()
             return
     context.decoding.add(exchange.connection, len(data), to_the_end, done)

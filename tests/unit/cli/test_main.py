@@ -310,8 +310,12 @@ def test_ctrl_c_while_libraries_are_loaded_is_no_traceback(monkeypatch: pytest.M
 
     monkeypatch.setattr(libraries, "leave_out_unused", strike)
     monkeypatch.setattr(sys, "argv", ["arcpipe", "lake", "ls"])
-    with pytest.raises(SystemExit) as ended:
-        main()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended.value.code == 130
 
 
