@@ -214,7 +214,7 @@ def test_a_large_stream_is_converted_slice_by_slice(
 
 
 @pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("values", [np.zeros(100_000, np.bool_), np.zeros(100_000, np.int8)])
+@pytest.mark.parametrize("values", [np.zeros(10_000, np.bool_), np.zeros(10_000, np.int8)])
 def test_streams_cost_what_their_rows_become(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: Any, count: int
 ) -> None:
@@ -229,11 +229,11 @@ def test_streams_cost_what_their_rows_become(
     monkeypatch.setattr("arcpipe.upload.convert_arrow.convert_parts", noted)
     payloads = [entry(stream(pa.table({"a": values, "b": values, "c": values}), "zstd")) for _ in range(count)]
     usual = convert(tmp_path, payloads)
-    assert costs == [count * 3_200_000]
-    for tight in (Budget(table_bytes=1_000_000, slice_bytes=100_000), Budget(converted_bytes=2_000_000)):
+    assert costs == [count * 320_000]
+    for tight in (Budget(table_bytes=100_000, slice_bytes=10_000), Budget(converted_bytes=200_000, slice_bytes=10_000)):
         costs.clear()
         assert convert(tmp_path, payloads, budget=tight).rows() == usual.rows()
-        assert sum(costs) == count * 3_200_000
+        assert sum(costs) == count * 320_000
         assert max(costs) <= tight.slice_bytes
 
 

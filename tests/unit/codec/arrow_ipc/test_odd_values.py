@@ -9,7 +9,7 @@ import msgspec
 import pyarrow as pa
 import pytest
 
-from arcpipe.codec.arrow_ipc.columns import column_map
+from arcpipe.codec.arrow_ipc.columns import maps_of
 from arcpipe.codec.arrow_ipc.odd_values import values_of
 from arcpipe.codec.messagepack.times import TimeRule
 from arcpipe.codec.records.plan import Plan
@@ -52,4 +52,5 @@ def test_what_python_holds_is_what_arrow_gives(array: pa.Array) -> None:
 def test_an_odd_value_is_text_beside_the_others(array: pa.Array, value: Any) -> None:
     batch = pa.record_batch({"v": pa.concat_arrays([array, pa.nulls(1, array.type)])})
     plan = Plan("m", None, ["v"], ["v"], [], {})
-    assert msgspec.msgpack.decode(column_map(batch, plan, TimeRule()).columns["v"]) == [value, None]
+    (map_,) = maps_of(batch, plan, TimeRule())
+    assert msgspec.msgpack.decode(map_.columns["v"]) == [value, None]
