@@ -28,6 +28,7 @@ from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.io import OutputFile
 from pyiceberg.table import Table
 from sqlalchemy import NullPool, create_engine
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from arcpipe.config.settings_tables import Tables, TablesIceberg
 from arcpipe.tables.base import TableName
@@ -65,9 +66,11 @@ class World:
             "s3.access-key-id": s3.access_key_id,
             "s3.secret-access-key": s3.secret_access_key,
         }
-        made: Catalog = kind[self.options.catalog](
-            "arcpipe", **{key: value for key, value in of_s3.items() if value}, **self.properties
-        )
+        properties = {key: value for key, value in of_s3.items() if value} | self.properties
+        try:
+            made: Catalog = kind[self.options.catalog]("arcpipe", **properties)
+        except (OperationalError, ProgrammingError):  # a server made the catalogue's tables since pyiceberg's look
+            made = kind[self.options.catalog]("arcpipe", **properties)
         if self.options.catalog == "postgresql":
             assert isinstance(made, SqlCatalog)
             # Nobody closes what a test opens so, and a server has a hundred connections for all tests of a process.
