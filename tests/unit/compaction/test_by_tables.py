@@ -392,6 +392,19 @@ def test_a_table_that_refuses_retention_holds_up_no_other(
 # A plan that was made while the settings had no tables, or had some
 
 
+def merge_without_tables(handed: Handed, folder: Folder, monkeypatch: pytest.MonkeyPatch, deleted: int = 0) -> None:
+    """Merge a folder as if there were no tables, and die once some of the inputs are deleted."""
+
+    async def die(self: Merge, plan: Plan) -> None:
+        await self._store.delete_all([one.key for one in plan.inputs[:deleted]])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Merge, "_delete_inputs", die)
+        with pytest.raises(KeyboardInterrupt):
+            work(handed, None, lambda compactor: compactor.compact(folder))
+
+
 @pytest.mark.parametrize("deleted", [0, 2, 5])
 def test_a_merge_from_before_the_tables_loses_no_row(
     tmp_path: Path, tables: ModelTables, deleted: int, monkeypatch: pytest.MonkeyPatch
@@ -404,14 +417,7 @@ def test_a_merge_from_before_the_tables_loses_no_row(
     folder = parse_folder(min(handed.keys).rpartition("/")[0])
     assert folder is not None
 
-    async def die(self: Merge, plan: Plan) -> None:
-        await self._store.delete_all([one.key for one in plan.inputs[:deleted]])
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Merge, "_delete_inputs", die)
-        with pytest.raises(KeyboardInterrupt):
-            work(handed, None, lambda compactor: compactor.compact(folder))
+    merge_without_tables(handed, folder, monkeypatch, deleted)
     work(handed, tables, lambda compactor: compactor.finish())
     files = lake_files(handed.lake)
     found = [pq.read_table(path, columns=["n"], partitioning=None)["n"].to_pylist() for path in files]
@@ -444,14 +450,7 @@ def test_a_merge_by_a_command_without_tables_is_finished_in_the_table(
     """Somebody called it with other settings than the server's, and it was killed."""
     wanted = rows(handed, tables)
 
-    async def die(self: Merge, plan: Plan) -> None:
-        await self._store.delete_all([one.key for one in plan.inputs[:deleted]])
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Merge, "_delete_inputs", die)
-        with pytest.raises(KeyboardInterrupt):
-            work(handed, None, lambda compactor: compactor.compact(folder))
+    merge_without_tables(handed, folder, monkeypatch, deleted)
     work(handed, tables, lambda compactor: compactor.finish())
     assert rows(handed, tables) == wanted
     assert len(in_tables(tables)) == 1
@@ -460,13 +459,7 @@ def test_a_merge_by_a_command_without_tables_is_finished_in_the_table(
 def test_a_merge_of_which_the_table_has_some_files_waits_for_a_person(
     handed: Handed, tables: ModelTables, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def die(self: Merge, plan: Plan) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Merge, "_delete_inputs", die)
-        with pytest.raises(KeyboardInterrupt):
-            work(handed, None, lambda compactor: compactor.compact(folder))
+    merge_without_tables(handed, folder, monkeypatch)
     tables.remove(TABLE, in_tables(tables)[:2])
     before = lake_files(handed.lake)
     with pytest.raises(Stuck, match="the table has 3 of its 5 files"):

@@ -14,7 +14,8 @@ from tests.support.http import request_bytes
 METRICS = request_bytes("GET", "/metrics")
 
 
-def test_whoever_asks_behind_a_client_that_is_gone_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+def slow_looks(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, list[None]]:
+    """Have each look at the server wait for an event; return that, and a list with an item for each look."""
     may_look = threading.Event()
     take = snapshot.take
     taken: list[None] = []
@@ -25,6 +26,11 @@ def test_whoever_asks_behind_a_client_that_is_gone_is_answered(monkeypatch: pyte
         return take(*arguments)
 
     monkeypatch.setattr(snapshot, "take", slow_take)
+    return may_look, taken
+
+
+def test_whoever_asks_behind_a_client_that_is_gone_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    may_look, taken = slow_looks(monkeypatch)
     with Edge() as edge:
         first, gone, behind, last = (edge.connect() for _ in range(4))
         first.feed(METRICS)  # its answer is being made: the others have the next one
@@ -44,16 +50,7 @@ def test_whoever_asks_behind_a_client_that_is_gone_is_answered(monkeypatch: pyte
 
 def test_metrics_are_made_once_however_clients_spell_what_they_accept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each spelling had an answer of its own: 60 clients kept the thread of operations busy for seconds."""
-    may_look = threading.Event()
-    take = snapshot.take
-    taken: list[None] = []
-
-    def slow_take(*arguments: Any) -> Any:
-        assert may_look.wait(30)
-        taken.append(None)
-        return take(*arguments)
-
-    monkeypatch.setattr(snapshot, "take", slow_take)
+    may_look, taken = slow_looks(monkeypatch)
     with Edge() as edge:
         peer = edge.connect()
         for number in range(30):
