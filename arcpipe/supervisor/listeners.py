@@ -211,7 +211,7 @@ class Listeners:
 
         Raises:
             ArcpipeError: two listeners have one address or path in different words; the kernel would give a connection
-                to either, or one file would replace the other. Or an address is none, or may not be listened on.
+                to either, or one file would replace the other. Or an address is not valid, or may not be used.
         """
         found = [self._resolve(listener) for listener in self._wanted if not listener.path]
         places: dict[object, Listener] = {}

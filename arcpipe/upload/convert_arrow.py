@@ -115,7 +115,7 @@ def parts_of(entry: ArrowEntry) -> Iterator[Part]:
 
 
 def slices_of(entry: ArrowEntry, most_bytes: int) -> Iterator[list[Part]]:
-    """Cut a stream into runs of rows that take about so many bytes. Raises BadPayload.
+    """Cut a stream into runs of rows that take about `most_bytes` each. Raises BadPayload.
 
     A compressed batch is decompressed as a whole. Its slices are views into it.
     """

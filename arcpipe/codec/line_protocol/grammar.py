@@ -395,7 +395,7 @@ def bad_series(body: bytes, pos: int, escaping: Escaping) -> BadLine:
 
 
 def _without_value(kind: str, name: bytes, body: bytes, end: int) -> BadLine:
-    """Say that a name has no value. The CR of the line's end is no part of it, as it is none of a value."""
+    """Say that a name has no value. A CR at the end of the line does not belong to the name."""
     if name.endswith(b"\r") and body[end : end + 1] in (b"\n", b""):
         name, end = name[:-1], end - 1
     return BadLine(f"{kind} {quote(name)} has no value", end)

@@ -67,7 +67,7 @@ def encode(body: bytes, check: Callable[[], None] = go_on, *, roles: Roles, rule
 
 
 def _skip_blanks(body: bytes, pos: int, end: int, check: Callable[[], None]) -> int:
-    """Return the place of the first byte that is no blank; `end` if there is none. There may be 100 MB of them."""
+    """Return the index of the first byte that is not blank, or `end`. There may be 100 MB of blanks."""
     while pos < end:
         window = body[pos : min(pos + _WINDOW_BYTES, end)]
         rest = window.lstrip(_BLANKS)
@@ -79,7 +79,7 @@ def _skip_blanks(body: bytes, pos: int, end: int, check: Callable[[], None]) -> 
 
 
 def _skip_blanks_back(body: bytes, start: int, pos: int, check: Callable[[], None]) -> int:
-    """Return the end of the last byte before `pos` that is no blank; `start` if there is none."""
+    """Return the index after the last byte before `pos` that is not blank, or `start`."""
     while pos > start:
         window = body[max(pos - _WINDOW_BYTES, start) : pos]
         rest = window.rstrip(_BLANKS)
