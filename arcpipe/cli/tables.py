@@ -87,7 +87,7 @@ def show(
             "files": _count(tables, table),
             **_shown(_states(settings).get(table, {})),
             "markers": tables.markers(table),
-            "columns": {column.name: column.type for column in columns},
+            "columns": {column.name: column.type for column in columns if not column.present},
         }
     if as_json:
         print_json([found])

@@ -2,7 +2,8 @@
 
 The table is the truth over all nodes. A file's column whose type is another one than the table's goes to the sibling
 that the uploader would have chosen (`upload.table_schema`), such as `n_str`. One whose name differs from a column of
-the table in case only gets a number. Integers stay where the table has floats, up to 2^53: the rest of them moves.
+the table in case only gets a number; so does a former name of a column that the file has under another one, too.
+Integers stay where the table has floats, up to 2^53: the rest of them moves.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ class Move(NamedTuple):
     column: str  # in the file
     senders: str  # the name that the sender gave it
     type: str  # its type in the file: the uploader's word
-    table_type: str  # the type of the table's column of that name; empty if only the names' case differs
+    table_type: str  # the type of the table's column of that name; empty if only the name is in the way
     target: str  # the column that takes the values
     keeps: bool = False  # integers that are exact as floats stay, and become floats
     overflows: bool = True  # some values move; False only where all of them stay
+    present: str = ""  # the name that a person gave the column of this name, which the file has under another, too
 
 
 def moves(
@@ -50,7 +52,9 @@ def moves(
         chosen: targets that were chosen earlier, by column and type.
         metadata: the footer, whose statistics tell whether all integers stay.
     """
-    types = dict(known) if isinstance(known, Mapping) else {column.name: column.type for column in known}
+    columns = [Column(*item) for item in known.items()] if isinstance(known, Mapping) else known
+    types = {column.name: column.type for column in columns}
+    second = _second_names(schema, {column.name: column.present for column in columns if column.present})
     spellings = {folded(name): name for name in types}
     found: list[Move] = []
     own = {folded(field.name) for field in schema}
@@ -58,7 +62,7 @@ def moves(
         if field.name in _FIXED:
             continue
         word, table_type = word_of(field.type), types.get(field.name)
-        is_other = table_type is None and folded(field.name) in spellings
+        is_other = field.name in second or (table_type is None and folded(field.name) in spellings)
         if not is_other and table_type in (None, word):
             continue
         type_ = "u64" if field.type == _U64 else word
@@ -76,10 +80,22 @@ def moves(
                 target, _ = numbered(target, fits)
         own.add(folded(target))
         senders = (field.metadata or {}).get(SENDERS_NAME, field.name.encode()).decode()
-        keeps = (type_, table_type) == ("i64", "f64")
+        keeps = not is_other and (type_, table_type) == ("i64", "f64")
         overflows = not keeps or _may_overflow(metadata, field.name)
-        found.append(Move(field.name, senders, type_, table_type or "", target, keeps, overflows))
+        told = "" if is_other else table_type or ""
+        found.append(Move(field.name, senders, type_, told, target, keeps, overflows, second.get(field.name, "")))
     return found
+
+
+def _second_names(schema: pa.Schema, present: Mapping[str, str]) -> dict[str, str]:
+    """Find the columns of a file that are, by a former name, one that it has already; with the present names."""
+    names = [name for name in schema.names if name not in present]
+    first = {name: name for name in names}
+    return {
+        name: present[name]
+        for name in schema.names
+        if name in present and first.setdefault(present[name], name) != name
+    }
 
 
 def _may_overflow(metadata: Any, name: str) -> bool:

@@ -126,17 +126,17 @@ class Rewriter:
             Odd: arcpipe did not write a file that does not fit.
             StorageError, OSError: try again.
         """
-        types = {column.name: column.type for column in known}
+        columns = {column.name: column for column in known}
         found: list[tuple[Source, list[Move]]] = []
         for source in files:
             schema = for_readers(source.file.metadata.schema.to_arrow_schema())
-            of_file = moves(types, schema, self._learned.targets(table), source.file.metadata)
+            of_file = moves(list(columns.values()), schema, self._learned.targets(table), source.file.metadata)
             if of_file:
                 self.learn(table, of_file)
                 found.append((source, of_file))
                 schema = moved_schema(schema, of_file)
             for field in schema:  # those that the table will have
-                types.setdefault(field.name, word_of(field.type))
+                columns.setdefault(field.name, Column(field.name, word_of(field.type)))
         for source, of_file in found:
             await self._rewrite(folder, node, source, of_file)
         return bool(found)
@@ -146,6 +146,8 @@ class Rewriter:
         for move in self._learned.add(table, found):
             if move.table_type:
                 what = f"is {move.table_type} in the table and {move.type} in files of this node"
+            elif move.present:
+                what = f"is a former name of {move.present!r}, and files have both"
             else:
                 what = "differs from a column of the table in case only"
             log.warning("%s: the column %r %s: its values go to %r", shown(table), move.column, what, move.target)

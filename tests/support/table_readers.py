@@ -19,12 +19,17 @@ def numbers_in(
     """Return the values of the column `n` of a table, sorted; empty without a table."""
     if format_name == "delta":
         return _in_delta(lake / database / measurement)
-    uri = f"sqlite:///{wal}/tables/iceberg.db"
-    world = World(Lake(Storage(url=f"file://{lake}"), wal, None), TablesIceberg(), {"uri": uri})
+    world = iceberg_of(lake, wal)
     table = database, measurement
     if not (wal / "tables" / "iceberg.db").exists() or not world.catalogue().table_exists(world.identifier(table)):
         return []
     return world.numbers(table)
+
+
+def iceberg_of(lake: Path, wal: Path) -> World:
+    """Return the tables of a server whose catalogue is SQLite's."""
+    uri = f"sqlite:///{wal}/tables/iceberg.db"
+    return World(Lake(Storage(url=f"file://{lake}"), wal, None), TablesIceberg(), {"uri": uri})
 
 
 def _in_delta(root: Path) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from pyiceberg.manifest import DataFile, ManifestContent
@@ -124,6 +124,7 @@ class IcebergTables:
             if column.name in ids and not fits(types[ids[column.name]], column.type):
                 own = word(types[ids[column.name]])
                 raise schema.differing(table, column.name, own, word_of(column.type), column.key)
+        self._require_one_each(table, files, loaded, ids)
         self._require_values(table, files, loaded, ids)
         new = schema.added(table, ids, columns, iceberg_type)
         new_ids = change.add_columns([(column.name, type_) for column, type_ in new])
@@ -133,6 +134,25 @@ class IcebergTables:
         if unmapped:
             change.map_names(unmapped)
         return _Fitted(ids, types)
+
+    @staticmethod
+    def _require_one_each(table: TableName, files: Sequence[NewFile], loaded: Table, ids: Mapping[str, int]) -> None:
+        """Check that no file has a column under two names, the present one and a former: readers would see one."""
+        names = {field.field_id: field.name for field in loaded.metadata.schema().fields}
+        if not any(id_ in names and names[id_] != name for name, id_ in ids.items()):
+            return
+        for file in files:
+            found: dict[int, str] = {}
+            for name in file.metadata.schema.to_arrow_schema().names:
+                if name not in ids or (other := found.setdefault(ids[name], name)) == name:
+                    continue
+                present = names[ids[name]]
+                raise Refused(
+                    f"{shown(table)}: the columns {other!r} and {name!r} of {file.key} are one column of the table, "
+                    f"which was renamed to {present!r}",
+                    column=other if name == present else name,
+                    key=file.key,
+                )
 
     @staticmethod
     def _require_values(table: TableName, files: Sequence[NewFile], loaded: Table, ids: Mapping[str, int]) -> None:
@@ -180,7 +200,14 @@ class IcebergTables:
         loaded = self._catalogue.load(table)
         if loaded is None:
             return []
-        return [Column(field.name, word(field.field_type)) for field in loaded.metadata.schema().fields]
+        fields = {field.field_id: field for field in loaded.metadata.schema().fields}
+        names = {field.name for field in fields.values()}
+        former = [
+            Column(name, word(fields[id_].field_type), fields[id_].name)
+            for name, id_ in _mapped(loaded, fields).items()
+            if name not in names
+        ]
+        return [Column(field.name, word(field.field_type)) for field in fields.values()] + former
 
     def markers(self, table: TableName) -> dict[str, int]:
         loaded = self._catalogue.load(table)
@@ -268,13 +295,13 @@ class _Fitted(NamedTuple):
     types: dict[int, IcebergType]
 
 
-def _mapped(loaded: Table, types: Mapping[int, IcebergType]) -> dict[str, int]:
-    """Return the ids of columns by the names that files without ids may have for them."""
+def _mapped(loaded: Table, known: Collection[int]) -> dict[str, int]:
+    """Return the ids of columns, of those that are known, by the names that files without ids may have for them."""
     mapping = loaded.metadata.name_mapping()
     if mapping is None:
         return {}
     return {
-        name: id_ for field in mapping for name in field.names if (id_ := field.field_id) is not None and id_ in types
+        name: id_ for field in mapping for name in field.names if (id_ := field.field_id) is not None and id_ in known
     }
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arcpipe.lake.file_schema import RESCUED_DATA, ROLE, SENDERS_NAME, TIME_TYPE, file_order
+from arcpipe.tables.base import Column
 from arcpipe.tables.fitting import Move, moved, moved_back, moved_schema, moves
 from arcpipe.tables.schema import word_of
 
@@ -54,6 +55,20 @@ def test_a_sibling_is_shared_with_columns_of_its_type_only() -> None:
 
 def test_a_column_of_the_file_is_no_sibling_of_another() -> None:
     assert targets({"n": "i64"}, schema_of(n=pa.string(), n_str=pa.string())) == {"n": "n_str_2"}
+
+
+def test_a_former_name_of_a_column_that_the_file_has_gets_a_number() -> None:
+    known = [Column("load_1m", "f64"), Column("load", "f64", "load_1m"), Column("old", "f64", "load_1m")]
+
+    def found(**columns: pa.DataType) -> dict[str, str]:
+        return {move.column: move.target for move in moves(known, schema_of(**columns), {})}
+
+    assert found(load=pa.float64()) == {}
+    assert found(load_1m=pa.float64(), load=pa.float64()) == {"load": "load_2"}
+    assert found(old=pa.float64(), load=pa.float64(), load_1m=pa.float64()) == {"load": "load_2", "old": "old_2"}
+    assert found(old=pa.float64(), load=pa.float64()) == {"old": "old_2"}
+    assert found(load=pa.string()) == {"load": "load_str"}
+    assert found(load=pa.int64(), load_1m=pa.float64()) == {"load": "load_2"}
 
 
 def test_names_that_differ_in_case_only_get_a_number() -> None:
