@@ -38,6 +38,7 @@ from arcpipe.lake.folders import Folder, parse_folder
 from arcpipe.lake.input_file import Odd
 from arcpipe.lake.keys import database_components, measurement_components
 from arcpipe.storage import LakeStore, Listed
+from arcpipe.tables.base import Refused
 from arcpipe.tables.swap import Problems, TableSwap
 from arcpipe.units import MB
 
@@ -284,6 +285,11 @@ class Compactor:
                     return await self._merge.run(plan, folder)
                 except Odd as error:
                     self._leave(error, work)
+                except Refused as error:
+                    if not error.column:
+                        raise
+                    log.warning("%d files of %s stay as they are: %s", len(work.files), folder.path, error)
+                    self._odd |= dict.fromkeys((file.listed for file in work.files), str(error))
         raise CannotSort(f"{folder.path} has over {_MOST_ODD} files that cannot be merged: it is left for now")
 
     def _leave(self, error: Odd, work: Work) -> None:

@@ -14,6 +14,7 @@ from arcpipe.config.settings import StorageS3
 from arcpipe.counters import Committer as Block
 from arcpipe.counters import Counters
 from arcpipe.disk import Disk
+from arcpipe.lake.file_schema import HOUR_US
 from arcpipe.lake.keys import Hidden
 from arcpipe.storage import open_store
 from arcpipe.tables.base import TableFormat, TableName
@@ -22,6 +23,7 @@ from arcpipe.tables.committer import Bounds, Committer, Round
 from arcpipe.upload.handover import Handover
 from arcpipe.upload.spares import Spares
 from arcpipe.wal.directory import NodeIdentity, WALDirectory
+from tests.support.compaction import HOUR_US as FIRST_US
 from tests.support.compaction import NODE, file_bytes, key_of, put, table_of
 from tests.support.table_model import ModelTables
 
@@ -56,6 +58,7 @@ class Handed:
         count: int = 2,
         rename: Mapping[str, str] = MappingProxyType({}),
         hidden: Hidden = "._",
+        hour: int = 0,
         **types: Any,
     ) -> str:
         """Put the files of a batch, and hand it over. Returns its id.
@@ -64,6 +67,7 @@ class Handed:
             count: rows of each file.
             rename: new names of columns.
             hidden: how names become folders.
+            hour: of its times, from the first one.
             types: of columns.
         """
         self.number += 1
@@ -77,11 +81,12 @@ class Handed:
                     file=file,
                     database=table[0],
                     measurement=table[1],
+                    hour_us=FIRST_US + hour * HOUR_US,
                     hidden=hidden,
                 )
                 numbers = [self.number * 1_000 + file * 10 + one for one in range(count)]
                 value = _MAKERS.get(types.get("n"), int)
-                rows = [{"time": one, "host": "a", "n": value(one)} for one in numbers]
+                rows = [{"time": hour * HOUR_US + one, "host": "a", "n": value(one)} for one in numbers]
                 content = table_of(rows, **types)
                 content = content.rename_columns([rename.get(name, name) for name in content.schema.names])
                 data = file_bytes(content, self.base, *table)

@@ -367,6 +367,44 @@ def test_a_table_that_refuses_a_merge_holds_up_no_other(
     assert "failed, and is tried again later: " in caplog.text
 
 
+def test_an_hour_whose_columns_a_table_refuses_is_tried_once(
+    handed: Handed, tables: ModelTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the present and a former name of one column: other hours of the table are merged."""
+    for _ in range(5):
+        handed.batch(hour=1)
+    Working(handed.directory.path, handed.lake, tables).round()
+    hours = sorted({key.rpartition("/")[0] for key in in_tables(tables)})
+    tries: list[str] = []
+
+    def replace(self: ModelTables, table: TableName, old: Sequence[str], new: Sequence[NewFile]) -> None:
+        tries.append(new[0].key.rpartition("/")[0])
+        if tries[-1] == hours[0]:
+            raise Refused("'a' and 'b' are one column of the table", column="a", key=new[0].key)
+        original(self, table, old, new)
+
+    original = ModelTables.replace
+    monkeypatch.setattr(ModelTables, "replace", replace)
+    counters = Counters(1)
+
+    async def look(compactor: Compactor) -> None:
+        settings = Settings(
+            wal=WAL(dir=handed.directory.path, min_free_mb=0),
+            storage=Storage(url=f"file://{handed.lake}"),
+            compaction=Compaction(enabled=True),
+        )
+        store = open_store(settings.storage.url, settings.storage.s3)
+        for _ in range(2):
+            await CompactionProcess(settings, compactor, counters, store).look()
+        await store.close()
+
+    work(handed, tables, look)
+    assert tries == hours
+    assert counters.compaction[Counted.LEFT_ALONE] == 5
+    assert counters.compaction[Counted.MERGES] == 1
+    assert counters.compaction[Counted.FAILURES] == 0
+
+
 @pytest.mark.parametrize("how", ["remove", "files"])
 def test_a_table_that_refuses_retention_holds_up_no_other(
     two_tables: Handed, tables: ModelTables, how: str, caplog: pytest.LogCaptureFixture
