@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -37,7 +37,7 @@ _DEBUG_PRIORITY: Final = 7
 
 def escaped(text: str) -> str:
     """Return a text on one line, with escapes for all characters that do not print."""
-    return text if text.isprintable() else "".join(map(_escape, text))
+    return text if text.isprintable() else _replaced(text, _escape)
 
 
 def message_of(record: logging.LogRecord) -> str:
@@ -100,6 +100,8 @@ class Lines:
         given = fields_of(record)
         trace = "\n".join(_trace(record))
         fields, most = given, _MAX_CHARS
+        if sum(len(value) for value in given.values() if isinstance(value, str)) > _MAX_LINE_BYTES:
+            fields = _shortened(given, most)
         while True:
             entry: dict[str, Any] = {
                 "time": _time(record, "T") + "Z",
@@ -114,7 +116,7 @@ class Lines:
             if len(line.encode("utf-8", "backslashreplace")) <= _MAX_LINE_BYTES:
                 return line
             most //= 2
-            fields = {_cut(_str(key), most): _cut(_str(value), most) for key, value in list(given.items())[:most]}
+            fields = _shortened(given, most)
 
 
 def _time(record: logging.LogRecord, separator: str) -> str:
@@ -137,12 +139,15 @@ def _trace(record: logging.LogRecord) -> list[str]:
     return [*lines[:_FIRST_TRACE_LINES], f"… {left_out} lines are left out …", *lines[-_LAST_TRACE_LINES:]]
 
 
+def _replaced(text: str, escape: Callable[[str], str]) -> str:
+    """Replace the characters that do not print: each different one is escaped once, as a text may have a million."""
+    return text.translate({ord(char): escape(char) for char in set(text) if not char.isprintable()})
+
+
 # Text
 
 
 def _escape(char: str) -> str:
-    if char.isprintable():
-        return char
     code = ord(char)
     if char in _NAMED:
         return _NAMED[char]
@@ -172,6 +177,10 @@ def _cut_middle(text: str, most: int) -> str:
     return f"{text[: most // 4]}\n… {len(text) - most} characters are left out …\n{text[-(most - most // 4) :]}"
 
 
+def _shortened(fields: Mapping[str, Any], most: int) -> dict[str, str]:
+    return {_cut(_str(key), most): _cut(_str(value), most) for key, value in list(fields.items())[:most]}
+
+
 def _cut_bytes(line: str) -> str:
     data = line.encode("utf-8", "backslashreplace")
     return line if len(data) <= _MAX_LINE_BYTES else data[:_MAX_LINE_BYTES].decode("utf-8", "ignore") + "…"
@@ -186,7 +195,7 @@ def _encode(entry: dict[str, Any]) -> str:
         text = orjson.dumps(entry, default=_str, option=orjson.OPT_NON_STR_KEYS).decode()
     except Exception:  # surrogates, integers above 64 bits, deep nesting
         text = json.dumps(_plain(entry, 0), ensure_ascii=False, allow_nan=False)
-    return text if text.isprintable() else "".join(map(_escape_json, text))
+    return text if text.isprintable() else _replaced(text, _escape_json)
 
 
 def _plain(value: Any, depth: int) -> Any:
@@ -206,7 +215,5 @@ def _plain(value: Any, depth: int) -> Any:
 
 
 def _escape_json(char: str) -> str:
-    if char.isprintable():
-        return char
     units = char.encode("utf-16-be")
     return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))

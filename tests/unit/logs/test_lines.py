@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import socket
@@ -12,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from arcpipe.logs import lines as formatting
 from tests.support.program import environment
+from tests.support.waiting import WAIT_SECONDS
 
 FORGED = "2026-11-28 00:00:00.000 [INFO] supervisor: stopped; everything is uploaded"
 # Ends of lines to some reader, a terminal's escape, a change of direction, half of a character.
@@ -26,7 +29,7 @@ def logged(program: str, format: str = "text", level: str = "INFO", **variables:
         f"logs.setup({level!r}, {format!r}, 'ingest 1'); log = logging.getLogger('arcpipe.test')\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", head + program], env=environment() | variables, capture_output=True, timeout=60
+        [sys.executable, "-c", head + program], env=environment() | variables, capture_output=True, timeout=WAIT_SECONDS
     )
     assert done.stdout == b""
     return done.stderr.decode().split("\n")[:-1]
@@ -162,6 +165,22 @@ except ValueError: log.exception('no')
     assert "the end" in lines[-1]
     if format == "json":
         assert [json.loads(line)["message"][:1] for line in lines] == ["ä", "m", "n"]
+
+
+def test_a_huge_value_is_cut_before_it_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million characters that do not print took seconds of everybody's time."""
+    seen: list[int] = []
+    encode = formatting._encode
+
+    def watched(entry: dict[str, Any]) -> str:
+        seen.append(sum(len(str(value)) for value in entry.values()))
+        return encode(entry)
+
+    monkeypatch.setattr(formatting, "_encode", watched)
+    record = logging.makeLogRecord({"msg": "m", "fields": {str(n): "\u2028" * 1_000_000 for n in range(5)}})
+    line = formatting.Lines("json", "ingest 1", for_journal=False).of(record)
+    assert json.loads(line)["4"].endswith(" characters more)")
+    assert max(seen) < 50_000
 
 
 def test_json_has_nothing_that_is_no_json() -> None:
@@ -348,7 +367,7 @@ class Journal:
     def run(self, program: str, stream: str) -> list[str]:
         code = f"import logging, os\nfrom arcpipe import logs\nlog = logging.getLogger('x')\n{program}"
         variables = environment() | {"JOURNAL_STREAM": stream}
-        subprocess.run([sys.executable, "-c", code], env=variables, stderr=self._theirs.fileno(), timeout=60)
+        subprocess.run([sys.executable, "-c", code], env=variables, stderr=self._theirs.fileno(), timeout=WAIT_SECONDS)
         self._theirs.close()
         received = b""
         while data := self._ours.recv(65536):
