@@ -43,15 +43,15 @@ class Quota(NamedTuple):
 class OpenFiles:
     """Bounds on the open files of all tables together."""
 
-    files: int = 64
-    tables: int = 16  # those that may have any
+    files: int = 64  # each table may have two all the same: at the turn of an hour its rows are of both
+    tables: int = 64  # those that may have any
     cost: int = 64 * MB  # the uploader takes some 500 MB besides in the worst case, and has 600
     file_cost: int = 24 * MB  # of each file: to finish it takes as much again
     cost_beside_large: int = 16 * MB  # of the files of other tables while an enormous entry is converted
 
     def quota(self, tables: int) -> Quota:
         """Return the share of each table when `tables` of them have open files."""
-        return Quota(self.files // tables, self.cost // tables)
+        return Quota(max(2, self.files // tables), self.cost // tables)
 
 
 OPEN_FILES: Final = OpenFiles()

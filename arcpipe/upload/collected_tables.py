@@ -82,6 +82,7 @@ class CollectedTables:
         self._groups: dict[GroupKey, tuple[CollectedTable, EntryGroup]] = {}
         self._cost = 0
         self._table_jobs = TableJobs(jobs, open_files)
+        self._most_with_files = open_files.tables
 
     def add(
         self,
@@ -325,12 +326,13 @@ class CollectedTables:
             return
         # Sorting is stable, and tables are in the order of their first entries.
         left = self._cost
+        least = budget.small_table_bytes if len(self._tables) > self._most_with_files else 0
         small = []
         for table in sorted(self._tables.values(), key=lambda table: -table.cost):
             if left <= budget.collected_bytes // 2:
                 break
             left -= table.cost
-            if table.flushed or table.cost > budget.small_table_bytes:
+            if table.flushed or table.cost > least:
                 self._flush(table)
             else:
                 small.append(table)

@@ -721,6 +721,19 @@ def test_many_tables_of_single_rows_are_not_scattered_over_many_files(convert: C
     assert len(result.files) < 600
 
 
+@pytest.mark.parametrize(("measurements", "is_one_each"), [(40, True), (64, True), (70, False)])
+def test_some_dozens_of_measurements_make_a_file_each_however_large_the_batch(
+    convert: Callable[..., Result], measurements: int, is_one_each: bool
+) -> None:
+    """Of more measurements, files are finished whenever entries are converted to free memory."""
+    payloads = [
+        columnar({"time": [NOW_US + n], "v": [n], "s": ["x" * 5_000]}, f"m{n % measurements}") for n in range(1_400)
+    ]
+    result = convert(payloads, budget=Budget(collected_bytes=1_500_000))
+    assert sorted(row["v"] for row in result.rows()) == list(range(1_400))
+    assert (len(result.files) == measurements) is is_one_each
+
+
 @pytest.mark.slow
 def test_rows_of_a_small_table_that_grows_keep_their_order(
     convert: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
@@ -736,7 +749,8 @@ def test_rows_of_a_small_table_that_grows_keep_their_order(
     budget = Budget(collected_bytes=100_000, block_entries=1)  # in a block, the table would be large at once
     grows = [columnar({"time": [NOW_US + n] * 30, "v": [n] * 30}, "grows") for n in range(200)]
     others = [columnar({"time": [NOW_US], "v": [0]}, f"m{n}") for n in range(100)]
-    result = convert([*grows[:10], *others, *grows[10:]], budget=budget, row_group_rows=1_000)
+    few = OpenFiles(tables=16)
+    result = convert([*grows[:10], *others, *grows[10:]], budget=budget, open_files=few, row_group_rows=1_000)
     grown = [file for file in result.files if "/grows/" in file.key]
     assert len(grown) > 1
     assert [file.key.rpartition("_")[2] for file in grown] == [f"{n}.parquet" for n in range(len(grown))]
