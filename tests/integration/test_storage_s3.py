@@ -6,11 +6,10 @@ import asyncio
 import base64
 import hashlib
 import os
-import socket
 import threading
 import zlib
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from arcpipe.storage import MemoryBlob, open_store
 from arcpipe.storage.s3 import S3Store
 from arcpipe.units import MB
 from tests.support.blobs import FileBlob
+from tests.support.http import free_port
 from tests.support.s3faults import SECRET, Answer, FaultServer, Request, Seen, begins_upload, refuses, taken
 from tests.support.s3proxy import FaultyProxy
 from tests.support.s3server import S3Bucket
@@ -415,9 +415,7 @@ class TestFaults:
         using(store, work)
 
     def test_of_a_refused_connection_names_the_endpoint(self) -> None:
-        with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-            free_port = listener.getsockname()[1]
-        endpoint = f"http://127.0.0.1:{free_port}"
+        endpoint = f"http://127.0.0.1:{free_port()}"
         store = S3Store("bucket", "", StorageS3(endpoint_url=endpoint, access_key_id="k", secret_access_key=SECRET))
         for work in (
             lambda store: store.put("a", MemoryBlob(b"1")),
