@@ -156,8 +156,8 @@ class Server:
         return self._process.wait(STOP_SECONDS)
 
     def kill(self, role: str) -> int:
-        """Kill one process by its role, as `pids` names them; return its pid when it is gone."""
-        pid = self.pids()[role]
+        """Kill one process by its role, as `pids` names them, when it is there; return its pid when it is gone."""
+        pid = wait_until(lambda: self.pids().get(role), f"the {role}")
         if role == "supervisor":
             self.url = ""
         os.kill(pid, signal.SIGKILL)
