@@ -398,15 +398,15 @@ class TestFaults:
 
     def test_a_slow_body_that_moves_is_no_timeout(self, faults: FaultServer) -> None:
         class Slow:
-            size = 8 * MB
+            size = 16 * MB
 
             def read_at(self, offset: int, length: int) -> bytes:
                 if offset % MB == 0:
-                    faults.over.wait(0.2)
+                    faults.over.wait(0.25)
                 return bytes(length)
 
-        # Sending takes at least 1.6 s, longer than the whole request may stand still.
-        store = faulty(faults, connect_timeout_seconds=0.5, read_timeout_seconds=0.5)
+        # Sending takes at least 4 s, longer than the whole request may stand still.
+        store = faulty(faults, connect_timeout_seconds=1.5, read_timeout_seconds=1.5)
 
         async def work(store: S3Store) -> None:
             await warm_up(store)
@@ -499,16 +499,16 @@ class TestFaults:
         def answer(request: Request) -> None:
             under_way.append(1)
             most.append(len(under_way))
-            request.faults.over.wait(0.2)
+            request.faults.over.wait(0.3)
             under_way.pop()
             request.reply(200, ETag='"x"')
 
         faults.answers = [answer]
-        store = faulty(faults, max_connections=3, connect_timeout_seconds=2, read_timeout_seconds=2)
+        store = faulty(faults, max_connections=3, connect_timeout_seconds=3, read_timeout_seconds=3)
 
         async def work(store: S3Store) -> None:
             await warm_up(store)
-            # 5 s in all, longer than a request may take: waiting for its turn does not count.
+            # 7.5 s in all, longer than a request may take: waiting for its turn does not count.
             await asyncio.gather(*(store.put(str(i), MemoryBlob(b"1")) for i in range(75)))
 
         using(store, work)
