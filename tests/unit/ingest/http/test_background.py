@@ -156,7 +156,7 @@ def test_a_client_whose_piece_took_longer_than_expected_has_to_wait_longer() -> 
         def wait(_: Check) -> None:
             all_are_there.wait(SECONDS)
 
-        thread.add(Sender("slow"), 100, lambda _: time.sleep(0.5), name="slow 1")
+        thread.add(Sender("slow"), 100, lambda _: time.sleep(2), name="slow 1")
         thread.add(Sender("other"), 1 << 20, wait, name="other 1")
         thread.may_begin.set()
         while not thread.done:  # noqa: ASYNC110 - a test
