@@ -235,10 +235,12 @@ class Server:
 
     def wait_for_successor(self, role: str, dead_pid: int) -> int:
         """Wait until another process fills the role; return its pid."""
-        return (
-            wait_until(lambda: self.pids().get(role, dead_pid) not in (0, dead_pid), f"a new {role}")
-            and (self.pids()[role])
-        )
+
+        def successor() -> int:
+            pid = self.pids().get(role, dead_pid)
+            return pid if pid != dead_pid else 0
+
+        return wait_until(successor, f"a new {role}")
 
     def segments(self, suffix: str = ".wal*") -> list[str]:
         """File names of segments: `.wal` active, `.wal.sealed`, `.wal.recovered`; all of them by default."""
