@@ -71,6 +71,7 @@ def test_an_empty_histogram_has_zeros() -> None:
 STALL_SECONDS = 0.4
 RATE = 200.0
 CONNECTIONS = 4
+TRIES = 3  # a busy machine makes stalls of its own
 
 
 async def load_with_a_stall(requests_per_second: float, stall_at_seconds: float) -> Histogram:
@@ -119,18 +120,25 @@ def test_an_open_loop_charges_a_stall_to_each_request_due(
     stall_at_seconds: float,
 ) -> None:
     """Latencies of an open loop contain a stall for every request that was due in it."""
-    histogram = asyncio.run(load_with_a_stall(RATE, stall_at_seconds))
-    assert abs(histogram.count - RATE * 1) <= 1  # due at the very end, as floats add up
     # A request that was due t seconds into the stall waited for the rest of it.
     half_of_it = RATE * min(STALL_SECONDS / 2, 1 - stall_at_seconds)
-    assert half_of_it * 0.9 <= slower_than(histogram, STALL_SECONDS / 2) <= half_of_it * 2
+    for _ in range(TRIES):
+        histogram = asyncio.run(load_with_a_stall(RATE, stall_at_seconds))
+        assert abs(histogram.count - RATE * 1) <= 1  # due at the very end, as floats add up
+        waited = slower_than(histogram, STALL_SECONDS / 2)
+        assert half_of_it * 0.9 <= waited
+        if waited <= half_of_it * 2:
+            break
+    assert waited <= half_of_it * 2
 
 
 def test_a_closed_loop_sees_a_stall_once_per_connection() -> None:
-    histogram = asyncio.run(load_with_a_stall(0, 0.2))
-    assert slower_than(histogram, STALL_SECONDS / 2) in range(
-        CONNECTIONS, 3 * CONNECTIONS
-    )  # not 80, as an open loop does
+    for _ in range(TRIES):
+        waited = slower_than(asyncio.run(load_with_a_stall(0, 0.2)), STALL_SECONDS / 2)
+        assert waited >= CONNECTIONS
+        if waited < 3 * CONNECTIONS:
+            break
+    assert waited < 3 * CONNECTIONS  # not 80, as an open loop does
 
 
 # Bodies

@@ -19,6 +19,7 @@ from tests.support.http import free_port
 from tests.support.program import COMMAND, environment
 from tests.support.sets import long
 from tests.support.tls import make_certificate, tls_server
+from tests.support.waiting import WAIT_SECONDS
 
 BRIEFLY = ["--warmup", "0", "--seconds", "1", "--runs", "1", "--connections", "2", "--records", "20"]
 
@@ -56,7 +57,7 @@ def test_every_protocol_writes_what_is_said_acknowledged(tmp_path: Path) -> None
             "fifth": start(tmp_path, "fifth", token, f"--target={url}", "--protocol=otlp", "--format=otlp logs"),
         }
         for load in loads.values():
-            output, errors = load.communicate(timeout=60)
+            output, errors = load.communicate(timeout=WAIT_SECONDS)
             assert load.returncode == 0, errors
             assert "Not verified" in output
         server.stop()
@@ -86,7 +87,7 @@ def test_a_target_with_a_command_runs_in_its_turn_alone(tmp_path: Path) -> None:
         *(tmp_path, "turns", "", *options("one", first), *options("two", second)),
         *("--protocol=ingest", "--format=arrow", f"--data-dir={ROOT / f'.turns-{os.getpid()}'}"),
     )
-    _, errors = load.communicate(timeout=120)
+    _, errors = load.communicate(timeout=2 * WAIT_SECONDS)
     assert load.returncode == 0, errors
     [suite] = model.read(tmp_path / "turns.json").suites
     for case in suite.cases:
@@ -103,6 +104,6 @@ def test_a_command_that_ends_is_told_with_its_last_words(tmp_path: Path) -> None
     target = f"--target=http://127.0.0.1:{free_port()}"
     command = "--command=sh -c 'echo no licence >&2; exit 3'"
     load = start(tmp_path, "ends", "", target, command, "--protocol=arc", f"--data-dir={ROOT / f'.ends-{os.getpid()}'}")
-    _, errors = load.communicate(timeout=60)
+    _, errors = load.communicate(timeout=WAIT_SECONDS)
     assert load.returncode == 1
     assert "ended with exit code 3 at once:\nno licence" in errors

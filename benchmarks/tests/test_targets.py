@@ -15,6 +15,7 @@ import pytest
 from benchmarks.suites.probe import TargetFailed, probe
 from benchmarks.suites.protocols import Target, parse_target, plan_targets
 from benchmarks.system.listeners import processes_at
+from tests.support.http import free_port
 
 
 def target(url: str, protocol: str = "influx1", token: str = "") -> Target:
@@ -158,7 +159,7 @@ def test_a_target_that_is_not_there_or_speaks_something_else_is_told() -> None:
             probe(target(f"https://127.0.0.1:{port}"), "telegraf", 10)
         thread.join()
     with pytest.raises(TargetFailed, match=r"there is no server at .* \(Connection refused\): start it"):
-        probe(target(f"http://127.0.0.1:{port}"), "telegraf", 10)
+        probe(target(f"http://127.0.0.1:{free_port()}"), "telegraf", 10)
 
 
 def test_the_processes_of_a_local_port_are_found() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.clients import prometheus_senders as senders
 from tests.clients.prometheus_senders import SERIES, exporter, needs_prometheus, needs_vmagent
+from tests.support.http import free_port
 from tests.support.lake import lake_rows
 from tests.support.server import Server
 from tests.support.waiting import wait_until
@@ -69,8 +70,7 @@ def test_prometheus_writes_what_it_scrapes(tmp_path: Path) -> None:
 @needs_prometheus
 def test_prometheus_goes_on_after_the_server_was_killed(tmp_path: Path) -> None:
     """It repeats what was not acknowledged: each sample in its own database is in the lake."""
-    with Server(tmp_path, server_workers=1, server_port=0) as server, exporter() as port:
-        server.settings["server_port"] = server.port
+    with Server(tmp_path, server_workers=1, server_port=free_port()) as server, exporter() as port:
         with senders.running_prometheus(tmp_path, server.url, port) as own_port:
             wait_for_all(server)
             server.kill_all()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.clients.telemetry_senders import LOGS, SAMPLES, collector, needs, prometheus_agent, run_sdk
+from tests.support.http import free_port
 from tests.support.lake import lake_rows
 from tests.support.server import Server
 
@@ -102,8 +103,7 @@ def test_the_collector_passes_all_signals_on(server: Server, tmp_path: Path, enc
 
 @needs("otel-collector", "otel-sdk")
 def test_the_collector_repeats_what_it_sent_to_a_server_that_was_down(tmp_path: Path) -> None:
-    with Server(tmp_path, server_workers=1, server_port=0) as server:
-        server.settings["server_port"] = server.port
+    with Server(tmp_path, server_workers=1, server_port=free_port()) as server:
         with collector(tmp_path, server.url, "down", "proto", "zstd") as url:
             server.kill_all()
             run_sdk("go", url, "not-used", "none")

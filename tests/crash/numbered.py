@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 from tests.support.http import Response, pack
 from tests.support.lake import lake_rows
 from tests.support.server import Server
-from tests.support.waiting import wait_until
+from tests.support.waiting import WAIT_SECONDS, wait_until
 
 V2 = "/write/v2/msgpack"
 # The uploader waits up to 30 s between two tries when a fault lasted long; a loaded machine doubles it.
-CATCH_UP_SECONDS = 90.0
+CATCH_UP_SECONDS = WAIT_SECONDS
 # What health may say of the machine that runs the tests, or of a process that has just been started.
 _UNRELATED = {"disk_usage", "uploader_down", "worker_down"}
 
@@ -143,7 +143,7 @@ def is_shipped(server: Server) -> bool:
         return False
 
 
-def is_told_by_health(server: Server, seconds: float = 10.0) -> bool:
+def is_told_by_health(server: Server, seconds: float = WAIT_SECONDS) -> bool:
     """Whether health comes to say, within a while, that there is something to look at."""
     try:
         wait_until(lambda: problems(server), "health to tell", seconds)

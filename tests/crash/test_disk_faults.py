@@ -391,7 +391,8 @@ def test_a_worker_that_can_make_no_segment_serves_and_refuses(tmp_path: Path, ki
         dead = server.kill("ingest 1")
         worker = server.wait_for_successor("ingest 1", dead)
         wait_until(lambda: answers(server, "/health"), "the new worker to serve")
-        assert "cannot be written: [Errno 30] Read-only file system" in server.log, "before the first write"
+        told = "cannot be written: [Errno 30] Read-only file system"
+        wait_until(lambda: told in server.log, "it to be told before the first write")
         for _ in range(3):
             assert sender.send() == 503
         assert sender.reason.endswith("nothing was written")

@@ -150,7 +150,11 @@ def test_a_segment_that_can_never_be_read_whole(
         kept.rename(away / kept.name)
         _arcpipe(server, "wal", "replay", str(saved))
         readable = {number for number in numbered.acknowledged if number not in others}
-        wait_until(lambda: len(set(numbered.numbers_in_lake()) - set(others)) >= len(readable) - 8, "the rest", 60)
+        wait_until(
+            lambda: len(set(numbered.numbers_in_lake()) - set(others)) >= len(readable) - 8,
+            "the rest",
+            CATCH_UP_SECONDS,
+        )
         wait_until(lambda: not problems(server), "health to be content again", CATCH_UP_SECONDS)
         server.stop()
         account = numbered.account()

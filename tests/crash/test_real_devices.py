@@ -26,7 +26,7 @@ from tests.support.http import Client, pack, request_bytes
 from tests.support.lake import lake_files
 from tests.support.server import Server
 from tests.support.sets import IS_LONG
-from tests.support.waiting import wait_until
+from tests.support.waiting import WAIT_SECONDS, wait_until
 
 ROUNDS = 20 if IS_LONG else 3
 SEED = int(os.environ.get("ARCPIPE_TEST_SEED", "1"))
@@ -197,7 +197,7 @@ def test_a_thin_device_that_is_full_for_a_while(tmp_path: Path, mode: str) -> No
             numbered.write(6)  # what the file system has left of blocks that are backed
             disk.sync()
             pool.fill()
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + WAIT_SECONDS
             while "No space left on device" not in server.log:
                 numbered.try_to_write()
                 assert time.monotonic() < deadline, "the device never ran full"

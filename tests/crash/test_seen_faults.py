@@ -31,6 +31,7 @@ from tests.crash.numbered import (
     each_once,
     is_shipped,
     is_told_by_health,
+    problems,
 )
 from tests.support.http import pack
 from tests.support.lake import lake_files, lake_rows
@@ -114,7 +115,7 @@ def test_one_flipped_byte_in_an_entry_whose_value_looks_like_entries(
 
 def test_a_refused_record_is_there_once_after_a_crash_and_a_retry(tmp_path: Path, faults: FaultyIO) -> None:
     """The disk fails one sync, the client is told that nothing was written, the worker dies, the client tries again."""
-    server = Server(tmp_path, server_workers=1)
+    server = Server(tmp_path, server_workers=1, flush_max_age_seconds=3600)  # a sealing's sync takes no fault
     server.variables |= faults.variables
     with server:
         numbered = Numbered(server)
@@ -166,7 +167,7 @@ def test_a_background_sync_that_fails_once_loses_nothing_without_a_crash(tmp_pat
         numbered = Numbered(server)
         numbered.write(20)
         failing = faults.set("sync", ACTIVE, errno.EIO, process="*ingest*", times=1, effect="drop")
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + CATCH_UP_SECONDS
         while not failing.hits or len(numbered.acknowledged) < 60:
             numbered.try_to_write()
             assert time.monotonic() < deadline
@@ -266,6 +267,7 @@ def test_a_damaged_manifest(interrupted: Interrupted, damage: str, extent: str) 
             assert numbered.try_to_write(number).status == 202
         ships_on = _comes(lambda: set(later) <= set(numbered.numbers_in_lake()))
         twice = numbered.account().twice
+        wait_until(lambda: is_shipped(server) or problems(server), "the batch to be finished, or to be told")
         if not _comes(lambda: is_shipped(server), 5):
             assert is_told_by_health(server)
             server.kill_all()
@@ -281,7 +283,7 @@ def test_a_damaged_manifest(interrupted: Interrupted, damage: str, extent: str) 
     assert seen == (True, [], each_once(25))
 
 
-def _comes(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
+def _comes(condition: Callable[[], bool], seconds: float = CATCH_UP_SECONDS) -> bool:
     """Whether a condition comes true in time."""
     try:
         return wait_until(condition, "it", seconds)
@@ -312,7 +314,7 @@ def test_a_manifest_of_another_program(interrupted: Interrupted, what: str) -> N
     with server:
         assert numbered.try_to_write().status == 202
         is_told = is_told_by_health(server)
-        is_named = _comes(lambda: manifest.name in server.log, 10)
+        is_named = _comes(lambda: manifest.name in server.log)
         server.kill_all()
         kept = manifest.exists() and manifest.read_bytes() == changed
         manifest.write_bytes(good)
@@ -354,7 +356,12 @@ def test_a_column_keeps_its_type_over_a_bad_registry(tmp_path: Path, faults: Fau
         one_column(server, 1, 5)
         if failing is not None:
             wait_until(lambda: failing.hits, "a read that fails")
-        if not _comes(lambda: is_shipped(server) and len(lake_rows(server.lake)) == 2, 5):
+
+        def is_done() -> bool:
+            return is_shipped(server) and len(lake_rows(server.lake)) == 2
+
+        wait_until(lambda: failing is not None or problems(server) or is_done(), "it to be done, or to be told")
+        if not _comes(is_done, 5):
             # It waits for somebody.
             is_told = failing is not None or is_told_by_health(server)
             server.kill_all()
@@ -423,7 +430,7 @@ def test_a_redo_after_a_segment_vanished_overwrites_nothing(
         gone.unlink()
         interrupted.end_faults()
         wait_until(lambda: is_shipped(server), "the redo", CATCH_UP_SECONDS)
-        is_told = is_told_by_health(server, 10 if when == "before the first put" else 0)
+        is_told = is_told_by_health(server, CATCH_UP_SECONDS if when == "before the first put" else 0)
         server.stop()
         seen = str(numbered.account()), is_told
     finally:
@@ -522,7 +529,7 @@ def test_a_role_that_may_not_list_the_bucket_outlives_a_crash(tmp_path: Path, s3
             server.wait_for_successor("uploader", dead)
             numbered.write(10)
             try:
-                wait_until(lambda: is_shipped(server), "the redo", 45)
+                wait_until(lambda: is_shipped(server), "the redo", CATCH_UP_SECONDS)
                 redone = True
             except AssertionError:
                 redone = False

@@ -21,7 +21,7 @@ _MODULES: Final = (
     "arcpipe.wal.recovery",
 )
 # A run that takes longer hangs.
-_RUN_SECONDS: Final = 60.0
+_RUN_SECONDS: Final = 240.0
 
 
 class Outcome(NamedTuple):

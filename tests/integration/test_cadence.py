@@ -38,7 +38,7 @@ def numbers(lake: Path) -> list[int]:
 
 def test_first_batch_has_what_all_workers_hold(tmp_path: Path) -> None:
     """The first one to seal is followed by the other, however young its records are."""
-    with Server(tmp_path, flush_max_age_seconds=2, uploader_interval_seconds=NEVER) as server:
+    with Server(tmp_path, flush_max_age_seconds=6, uploader_interval_seconds=NEVER) as server:
         written = write_to_both(server, 0)
         server.wait_for_rows(written)
         assert len(lake_files(server.lake)) == 1

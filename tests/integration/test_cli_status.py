@@ -168,6 +168,7 @@ def test_a_server_that_does_not_answer_is_exit_code_2(tmp_path: Path) -> None:
         done = status_of_answer(other, b"{}", cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
         assert "the answer is not that of an arcpipe: " in done.stderr
+    url = f"http://127.0.0.1:{free_port()}"
     done = status("--url", url, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"arcpipe: {url}: not answering: Connection refused\n"

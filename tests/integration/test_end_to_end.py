@@ -359,7 +359,7 @@ def test_names_of_measurements_and_columns_may_be_anything_readable(database: Da
 
 def test_many_small_writes_become_few_files(tmp_path: Path) -> None:
     """Also what a body of several segments' size and a hundred measurements make of it."""
-    with Server(tmp_path, server_workers=1, wal_max_size_mb=1, flush_max_age_seconds=1) as server:
+    with Server(tmp_path, server_workers=1, wal_max_size_mb=1, flush_max_age_seconds=300) as server:
         with server.client() as client:
             bodies = [
                 pack({"m": f"m{number % 100}", "columns": {"time": [NEW_YEAR], "n": [number]}})

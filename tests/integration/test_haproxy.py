@@ -17,7 +17,7 @@ from arcpipe.config.settings import Storage, StorageS3
 from arcpipe.tables.delta.checkpoints import options_of
 from tests.support.careful_load import CarefulLoad
 from tests.support.haproxy import HAPROXY, haproxy
-from tests.support.http import Client
+from tests.support.http import Client, free_port
 from tests.support.lake import lake_rows
 from tests.support.s3server import S3Bucket
 from tests.support.server import Server
@@ -41,13 +41,11 @@ def cluster(tmp_path: Path, s3: S3Bucket, request: pytest.FixtureRequest) -> Ite
     nodes = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        nodes.append(Server(tmp_path / name, server_workers=1, **store.settings, **getattr(request, "param", {})))
+        settings = {"server_workers": 1, "server_port": free_port(), **store.settings, **getattr(request, "param", {})}
+        nodes.append(Server(tmp_path / name, **settings))
     one, two = nodes
-    with one, two:
-        for node in nodes:
-            node.settings["server_port"] = node.port  # for its next start
-        with haproxy(tmp_path, nodes) as url:
-            yield Cluster(url, (one, two), store)
+    with one, two, haproxy(tmp_path, nodes) as url:
+        yield Cluster(url, (one, two), store)
 
 
 def check(cluster: Cluster, load: CarefulLoad) -> None:

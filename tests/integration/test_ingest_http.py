@@ -576,9 +576,9 @@ def test_idle_and_slow_connections_are_ended(tmp_path: Path) -> None:
     with Server(
         tmp_path,
         server_workers=1,
-        server_keep_alive_seconds=0.3,
-        server_header_timeout_seconds=0.3,
-        server_body_timeout_seconds=0.3,
+        server_keep_alive_seconds=1.5,
+        server_header_timeout_seconds=1.5,
+        server_body_timeout_seconds=1.5,
     ) as server:
         with server.client() as idle, server.client() as used:
             assert used.request("POST", V2, BODY).status == 202

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.http import Client, pack
+from tests.support.http import Client, free_port, pack
 from tests.support.lake import lake_rows
 from tests.support.lossy_proxy import LossyProxy
 from tests.support.server import Server
@@ -91,13 +91,12 @@ class Site:
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        self._port = 0
+        self._port = server.port  # of its next starts, too
         self.is_over = threading.Event()
         self.proxy = LossyProxy(lambda: self.server.port or self._port, random.Random(21))
         self.senders = [Sender(number, self.proxy.url, self.is_over) for number in range(SENDERS)]
 
     def __enter__(self) -> Site:
-        self._port = self.server.settings["server_port"] = self.server.port  # for its next starts
         self.proxy.__enter__()
         for sender in self.senders:
             sender.start()
@@ -147,7 +146,9 @@ class Site:
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     with (
-        Server(tmp_path, server_workers=2, wal_max_size_mb=1, flush_max_age_seconds=0.3) as server,
+        Server(
+            tmp_path, server_workers=2, server_port=free_port(), wal_max_size_mb=1, flush_max_age_seconds=0.3
+        ) as server,
         Site(server) as site,
     ):
         yield site

@@ -35,6 +35,7 @@ from arcpipe.tables.delta.checkpoints import options_of
 from arcpipe.tables.swap import TableSwap
 from arcpipe.wal.directory import WALDirectory
 from tests.support.haproxy import HAPROXY, haproxy
+from tests.support.http import free_port
 from tests.support.program import COMMAND, environment
 from tests.support.s3server import S3Bucket
 from tests.support.server import Server
@@ -108,7 +109,8 @@ class Cluster:
         self.nodes = []
         for number in range(NODES):
             (directory / f"node{number}").mkdir()
-            self.nodes.append(Server(directory / f"node{number}", **{**self.store.settings, **more}))
+            of_this = {**self.store.settings, **more, "server_port": free_port()}
+            self.nodes.append(Server(directory / f"node{number}", **of_this))
 
     def settings(self, node: Server, **more: object) -> Settings:
         values = node.settings | more
@@ -160,7 +162,6 @@ def cluster(tmp_path: Path, s3: S3Bucket) -> Iterator[Cluster]:
     with ExitStack() as running:
         for node in made.nodes:
             running.enter_context(node)
-            node.settings["server_port"] = node.port  # for its next starts
         yield made
 
 

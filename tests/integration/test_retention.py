@@ -43,7 +43,7 @@ def test_old_hours_are_announced_listed_and_deleted_on_request(server: Server) -
         lines = "\n".join(f"m n={days}i {NOW - days * DAY}" for days in (0, 6, 8, 30))
         assert server.post("/write?db=db&precision=s", lines.encode()).status == 204
         assert server.post("/write?db=other&precision=s", f"m n=90i {NOW - 90 * DAY}".encode()).status == 204
-        wait_until(lambda: "retention deletes nothing before" in server.log, "the announcement", 60)
+        wait_until(lambda: "retention deletes nothing before" in server.log, "the announcement")
         issues = server.get("/api/v1/status").json()["issues"]
         assert ("retention_waits", "info") in {(issue["code"], issue["severity"]) for issue in issues}
         server.stop()

@@ -26,7 +26,7 @@ from tests.support.load import Load
 from tests.support.processes import processes_of_session
 from tests.support.server import Server, serve_and_fail
 from tests.support.sets import long
-from tests.support.waiting import wait_until
+from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.wal_files import arc_file
 
 V2 = "/write/v2/msgpack"
@@ -392,8 +392,8 @@ def test_an_uploader_that_dies_while_draining_has_a_successor_that_ships(tmp_pat
         server.write({"m": "m", "columns": {"n": [1]}})
         server.send_signal(signal.SIGTERM)
         wait_until(lambda: "ingest 1" not in server.pids(), "the worker to stop")
-        (tmp_path / "blocked").unlink()
         server.kill("uploader")
+        (tmp_path / "blocked").unlink()
         assert server.exit_code() == 0
         server.assert_nobody_left()
         server.assert_log_is_shipped()
@@ -528,7 +528,7 @@ def test_segments_are_written_over_only_if_the_setting_says_so(tmp_path: Path, r
 
     with Server(tmp_path, server_workers=1, wal_max_size_mb=1, wal_recycle=recycle) as server:
         # With recycling until it is seen, for files of the pool are not written over in the second they came from.
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + WAIT_SECONDS
         sent = 0
         while sent < 300 or (recycle and not is_reused() and time.monotonic() < deadline):
             assert server.post(V2, body(sent, 10, 30_000)).status == 202

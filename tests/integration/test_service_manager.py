@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from arcpipe.supervisor.service_manager import ServiceManager
-from tests.support.http import pack
+from tests.support.http import free_port, pack
 from tests.support.server import Server
 from tests.support.service_manager import Manager
 from tests.support.waiting import wait_until
@@ -252,13 +252,10 @@ def test_inherited_sockets_serve_more_workers_than_there_were(tmp_path: Path, ma
 
 
 def test_inherited_sockets_of_another_address_are_closed(tmp_path: Path, manager: Manager) -> None:
-    with managed(tmp_path, manager, server_workers=1) as server, socket.socket() as free:
+    with managed(tmp_path, manager, server_workers=1) as server:
         wait_until(lambda: manager.receive() and len(manager.stored) == 1, "the socket")
         server.kill_all()
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-        server.settings["server_port"] = port
+        port = server.settings["server_port"] = free_port()
         stored = manager.stored
         manager.stored = []
         start_with_sockets(server, stored)
@@ -271,9 +268,7 @@ def test_inherited_sockets_of_another_address_are_closed(tmp_path: Path, manager
 
 def test_inherited_sockets_within_the_new_address_are_served_too(tmp_path: Path, manager: Manager) -> None:
     """Inherited sockets of an address that is in the new one are served in addition to it."""
-    with socket.socket() as probe:
-        probe.bind(("0.0.0.0", 0))  # a port that no connection of this machine has on another address
-        port = probe.getsockname()[1]
+    port = free_port()
     with managed(tmp_path, manager, server_workers=2, server_port=port) as server:
         wait_until(lambda: manager.receive() and len(manager.stored) == 2, "the sockets")
         server.kill_all()

@@ -127,12 +127,9 @@ def descriptors(pid: int) -> int:
 
 def test_the_wal_rotates_when_connections_have_used_up_all_descriptors(tmp_path: Path) -> None:
     server = Server(tmp_path, server_workers=1, server_max_connections=1000, wal_max_size_mb=1)
-    server.by_command = True  # which is slow enough for a limit that comes next
-    server.launch()
+    server.prefix = ["prlimit", "--nofile=256"]
     idle: list[socket.socket] = []
-    try:
-        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (256, 256))  # long before it has read its settings
-        server.wait_until_serving()
+    with server:
         worker = server.pids()["ingest 1"]
         with server.client() as client:
             assert client.request("GET", "/ping").status == 204
@@ -156,8 +153,6 @@ def test_the_wal_rotates_when_connections_have_used_up_all_descriptors(tmp_path:
         for connection in idle:
             connection.close()
         server.stop()
-    finally:
-        server.end()
 
 
 @needs_openssl

@@ -16,10 +16,10 @@ from tests.support.http import free_port
 from tests.support.load import Load
 from tests.support.server import Server
 from tests.support.tokens import create
-from tests.support.waiting import wait_until
+from tests.support.waiting import WAIT_SECONDS, wait_until
 
 # Generous, because a loaded machine is slow: a passing test never waits this long.
-expect.set_options(timeout=30_000)
+expect.set_options(timeout=1000 * WAIT_SECONDS)
 
 NUMBER = re.compile(r"[1-9]")
 
@@ -109,10 +109,10 @@ def test_files_and_what_becomes_of_them_are_shown(tmp_path: Path, page: Page) ->
     with Server(tmp_path, server_workers=1, **options) as server:
         page.goto(server.url)
         server.write({"m": "cpu", "columns": {"usage": [0.5, 0.6]}})
-        expect(page.locator("#rows-per-file")).to_have_text("2.00", timeout=15_000)
+        expect(page.locator("#rows-per-file")).to_have_text("2.00")
         expect(page.locator("#file-size")).to_have_text(NUMBER)
-        expect(page.locator("#compaction-state")).to_have_text("alive", timeout=30_000)
-        expect(page.locator("#compaction-look")).to_contain_text("ago", timeout=30_000)
+        expect(page.locator("#compaction-state")).to_have_text("alive")
+        expect(page.locator("#compaction-look")).to_contain_text("ago")
         expect(page.locator("#compaction-waiting")).to_have_text("none")
         expect(page.locator("#retention")).to_contain_text("nothing goes before")
         server.stop()
@@ -128,7 +128,7 @@ def test_tables_are_shown_where_there_are_any(tmp_path: Path, page: Page) -> Non
         server.start()
         page.goto(server.url)
         server.write({"m": "cpu", "columns": {"usage": [0.5, 0.6]}})
-        expect(page.locator("#commit-rows")).to_have_text("2 rows in 1 file", timeout=30_000)
+        expect(page.locator("#commit-rows")).to_have_text("2 rows in 1 file")
         expect(page.locator("#committer-state")).to_have_text("alive")
         expect(page.locator("#commit-last")).to_contain_text("ago")
         expect(page.locator("#commit-waiting")).to_have_text("nothing")

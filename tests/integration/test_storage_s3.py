@@ -6,11 +6,10 @@ import asyncio
 import base64
 import hashlib
 import os
-import socket
 import threading
 import zlib
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from arcpipe.storage import MemoryBlob, open_store
 from arcpipe.storage.s3 import S3Store
 from arcpipe.units import MB
 from tests.support.blobs import FileBlob
+from tests.support.http import free_port
 from tests.support.s3faults import SECRET, Answer, FaultServer, Request, Seen, begins_upload, refuses, taken
 from tests.support.s3proxy import FaultyProxy
 from tests.support.s3server import S3Bucket
@@ -398,15 +398,15 @@ class TestFaults:
 
     def test_a_slow_body_that_moves_is_no_timeout(self, faults: FaultServer) -> None:
         class Slow:
-            size = 8 * MB
+            size = 16 * MB
 
             def read_at(self, offset: int, length: int) -> bytes:
                 if offset % MB == 0:
-                    faults.over.wait(0.2)
+                    faults.over.wait(0.25)
                 return bytes(length)
 
-        # Sending takes at least 1.6 s, longer than the whole request may stand still.
-        store = faulty(faults, connect_timeout_seconds=0.5, read_timeout_seconds=0.5)
+        # Sending takes at least 4 s, longer than the whole request may stand still.
+        store = faulty(faults, connect_timeout_seconds=1.5, read_timeout_seconds=1.5)
 
         async def work(store: S3Store) -> None:
             await warm_up(store)
@@ -415,9 +415,7 @@ class TestFaults:
         using(store, work)
 
     def test_of_a_refused_connection_names_the_endpoint(self) -> None:
-        with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-            free_port = listener.getsockname()[1]
-        endpoint = f"http://127.0.0.1:{free_port}"
+        endpoint = f"http://127.0.0.1:{free_port()}"
         store = S3Store("bucket", "", StorageS3(endpoint_url=endpoint, access_key_id="k", secret_access_key=SECRET))
         for work in (
             lambda store: store.put("a", MemoryBlob(b"1")),
@@ -501,16 +499,16 @@ class TestFaults:
         def answer(request: Request) -> None:
             under_way.append(1)
             most.append(len(under_way))
-            request.faults.over.wait(0.2)
+            request.faults.over.wait(0.3)
             under_way.pop()
             request.reply(200, ETag='"x"')
 
         faults.answers = [answer]
-        store = faulty(faults, max_connections=3, connect_timeout_seconds=2, read_timeout_seconds=2)
+        store = faulty(faults, max_connections=3, connect_timeout_seconds=3, read_timeout_seconds=3)
 
         async def work(store: S3Store) -> None:
             await warm_up(store)
-            # 5 s in all, longer than a request may take: waiting for its turn does not count.
+            # 7.5 s in all, longer than a request may take: waiting for its turn does not count.
             await asyncio.gather(*(store.put(str(i), MemoryBlob(b"1")) for i in range(75)))
 
         using(store, work)

@@ -16,7 +16,7 @@ import pytest
 
 from tests.support import preloaded
 from tests.support.careful_load import CarefulLoad
-from tests.support.http import pack
+from tests.support.http import free_port, pack
 from tests.support.lake import lake_rows, numbers
 from tests.support.program import ROOT, environment
 from tests.support.server import Server
@@ -51,9 +51,7 @@ class Upgradable(Server):
         super().__init__(directory, server_workers=2)
         del self.settings["server_port"], self.settings["wal_dir"]
         self.config = directory / "config.toml"
-        with socket.socket() as probe:
-            probe.bind(("0.0.0.0", 0))  # a port that no connection of this machine has on another address
-            self.listening = probe.getsockname()[1]
+        self.listening = free_port()
         self.configure()
 
     def configure(self, host: str = "127.0.0.1", port: int = 0, wal: Path | None = None, more: str = "") -> None:
@@ -177,9 +175,7 @@ def test_from_every_address_to_one_of_them(server: Upgradable) -> None:
 def test_an_address_that_was_free_at_the_trial_is_kept_for_the_new_version(server: Upgradable) -> None:
     """The uploader is stopped, so that some seconds are between the trial and the new program."""
     server.start()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     server.configure(port=port)
     uploader = server.pids()["uploader"]
     os.kill(uploader, signal.SIGSTOP)

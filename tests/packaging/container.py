@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import arcpipe
-from tests.support.http import Client
+from tests.support.http import Client, free_port
 from tests.support.program import ROOT
 from tests.support.waiting import START_SECONDS, STOP_SECONDS, wait_until
 from tests.systemd.machine import make_base
@@ -131,9 +130,7 @@ class Container:
             log: the file for its output.
             variables: of the environment, over those of the image.
         """
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.lake = volume / "lake"
         self._config = config

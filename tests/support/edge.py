@@ -30,6 +30,7 @@ from arcpipe.ingest.worker import wal_options
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.group_commit import group_commit
 from arcpipe.wal.writer import WALWriter
+from tests.support.waiting import WAIT_SECONDS
 
 T = TypeVar("T")
 
@@ -264,7 +265,7 @@ class Edge:
 
     def settle(self) -> None:
         """Run the loop until nothing is being decoded, encoded, committed or answered."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + WAIT_SECONDS
 
         async def wait() -> None:
             context = self.context

@@ -6,6 +6,8 @@ import json
 import socket
 import ssl
 from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -126,8 +128,21 @@ def request_bytes(method: str, path: str, body: bytes = b"", headers: Mapping[st
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
+_claims: list[socket.socket] = []  # of the ports that this process was given
+
+
 def free_port() -> int:
-    """Find a port of the loopback address that nobody uses at this moment."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+    """Take a port that is free on every address, and that neither the kernel nor another test gives to anybody."""
+    first, last = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    for port in chain(range(int(last) + 1, 65_536), range(int(first) - 1, 10_240, -1)):
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0arcpipe test port {port}")  # until the end of this process
+            with socket.socket() as probe:
+                probe.bind(("0.0.0.0", port))
+        except OSError:
+            claim.close()
+        else:
+            _claims.append(claim)
+            return port
+    raise AssertionError("no port is free")

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import uuid
@@ -35,9 +34,10 @@ from arcpipe.tables.base import TableName
 from arcpipe.tables.iceberg import names
 from arcpipe.tables.iceberg.sql_catalogue import postgresql_uri
 from arcpipe.tables.iceberg.table import IcebergTables
+from tests.support.http import free_port
 from tests.support.s3server import S3Bucket
 from tests.support.tables import CPU, Lake, local_lake, s3_lake
-from tests.support.waiting import wait_until
+from tests.support.waiting import STOP_SECONDS, wait_until
 
 JARS = Path(__file__).parents[2] / ".tables" / "iceberg-rest"
 
@@ -141,7 +141,7 @@ def postgresql_server() -> Iterator[str]:
         log = Path(folder) / "log"
         with log.open("wb") as output:
             server = subprocess.Popen(
-                [programs / "postgres", "-D", data, "-p", str(_free_port()), "-k", folder, "-F", "-h", "127.0.0.1"],
+                [programs / "postgres", "-D", data, "-p", str(free_port()), "-k", folder, "-F", "-h", "127.0.0.1"],
                 stdout=output,
                 stderr=output,
                 cwd=folder,
@@ -156,13 +156,7 @@ def postgresql_server() -> Iterator[str]:
             yield f"postgresql://arcpipe@127.0.0.1:{int(port[1])}/postgres"
         finally:
             server.send_signal(signal.SIGQUIT)
-            server.wait(30)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+            server.wait(STOP_SECONDS)
 
 
 @contextmanager
@@ -174,7 +168,7 @@ def rest_server(warehouse: str, **properties: str) -> Iterator[str]:
     """
     if not any(JARS.glob("*.jar")) or shutil.which("java") is None:
         pytest.skip("there is no REST catalogue: make test-tables fetches one, and runs it with Java")
-    port = _free_port()
+    port = free_port()
     with tempfile.NamedTemporaryFile() as output:
         server = subprocess.Popen(
             ["java", "-Xmx512m", "-cp", f"{JARS}/*", "org.apache.iceberg.rest.RESTCatalogServer"],
@@ -194,7 +188,7 @@ def rest_server(warehouse: str, **properties: str) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             server.terminate()
-            server.wait(30)
+            server.wait(STOP_SECONDS)
 
 
 @pytest.fixture(scope="session")

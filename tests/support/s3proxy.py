@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.support.s3server import S3Bucket
+from tests.support.waiting import WAIT_SECONDS
 
 T = TypeVar("T")
 
@@ -167,7 +168,7 @@ class FaultyProxy:
     # The loop
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(WAIT_SECONDS)
 
     async def _listen(self) -> None:
         if self._listener is None and self._is_up:

@@ -44,7 +44,7 @@ for name in ("_key_response_put", "_key_response_post", "_key_response_delete"):
     setattr(S3Response, name, in_turn(getattr(S3Response, name)))
 main(["-H", "127.0.0.1", "-p", "0"])
 """
-_START_SECONDS = 60
+_START_SECONDS = 120
 # Keys of one page of a listing: with 1000, as S3 has it, a listing of two pages takes a thousand puts.
 _PAGE_KEYS = 50
 
@@ -107,7 +107,7 @@ def s3_server() -> Iterator[S3Server]:
         finally:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(10)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

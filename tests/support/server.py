@@ -156,8 +156,8 @@ class Server:
         return self._process.wait(STOP_SECONDS)
 
     def kill(self, role: str) -> int:
-        """Kill one process by its role, as `pids` names them; return its pid when it is gone."""
-        pid = self.pids()[role]
+        """Kill one process by its role, as `pids` names them, when it is there; return its pid when it is gone."""
+        pid = wait_until(lambda: self.pids().get(role), f"the {role}")
         if role == "supervisor":
             self.url = ""
         os.kill(pid, signal.SIGKILL)
@@ -235,10 +235,12 @@ class Server:
 
     def wait_for_successor(self, role: str, dead_pid: int) -> int:
         """Wait until another process fills the role; return its pid."""
-        return (
-            wait_until(lambda: self.pids().get(role, dead_pid) not in (0, dead_pid), f"a new {role}")
-            and (self.pids()[role])
-        )
+
+        def successor() -> int:
+            pid = self.pids().get(role, dead_pid)
+            return pid if pid != dead_pid else 0
+
+        return wait_until(successor, f"a new {role}")
 
     def segments(self, suffix: str = ".wal*") -> list[str]:
         """File names of segments: `.wal` active, `.wal.sealed`, `.wal.recovered`; all of them by default."""

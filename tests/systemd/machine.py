@@ -12,7 +12,6 @@ import platform
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import zlib
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.http import free_port
 from tests.support.processes import Process
 from tests.support.program import ROOT
 from tests.support.waiting import wait_until
@@ -61,9 +61,7 @@ class Machine:
         self.console = BUILD / "console.log"
         self._nspawn: subprocess.Popen[bytes] | None = None
         self._leader = 0
-        with socket.socket() as probe:
-            probe.bind(("0.0.0.0", 0))  # free on every address
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.lake = self.tree / "var/lib/arcpipe/data/lake"
 

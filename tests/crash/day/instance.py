@@ -7,7 +7,6 @@ import json
 import os
 import re
 import select
-import socket
 import struct
 import termios
 import threading
@@ -23,7 +22,7 @@ from typer.testing import CliRunner
 from arcpipe.cli import token as cli_token
 from tests.crash.io_faults import FaultyIO
 from tests.support.directories import batch_files
-from tests.support.http import Client, Response, request_bytes
+from tests.support.http import Client, Response, free_port, request_bytes
 from tests.support.lake import lake_files
 from tests.support.program import ROOT
 from tests.support.s3proxy import FaultyProxy
@@ -67,9 +66,7 @@ class Instance(Server):
             self.proxy = FaultyProxy(bucket.endpoint_url)
             self.proxy.__enter__()
             self.settings |= s3_store(bucket, directory).settings | {"storage_s3_endpoint_url": self.proxy.url}
-        with socket.socket() as probe:
-            probe.bind(("0.0.0.0", 0))  # a port that no connection of this machine has on another address
-            self.listening = probe.getsockname()[1]
+        self.listening = free_port()
         self.config = directory / "config.toml"
         self.tokens = directory / "tokens.toml"
         self.workers = 2

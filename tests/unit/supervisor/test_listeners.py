@@ -16,6 +16,7 @@ from arcpipe.errors import ArcpipeError
 from arcpipe.supervisor import holders, unix_socket
 from arcpipe.supervisor.listeners import LISTENER, Listeners, discard
 from arcpipe.supervisor.service_manager import InheritedFd
+from tests.support.http import free_port
 
 WORKERS = 2
 
@@ -23,9 +24,7 @@ WORKERS = 2
 @pytest.fixture
 def port() -> int:
     """One that is free on every address."""
-    with socket.socket(socket.AF_INET6) as probe:
-        probe.bind(("::", 0))
-        return int(probe.getsockname()[1])
+    return free_port()
 
 
 def settings(host: str, port: int, *others: str) -> Settings:

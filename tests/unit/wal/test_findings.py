@@ -18,6 +18,7 @@ from arcpipe.wal import acknowledged, findings
 from arcpipe.wal.checksum import with_checksum
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.findings import DAMAGED, DEAD_LETTERS, LOST_SEGMENTS, Finding
+from tests.support.waiting import WAIT_SECONDS
 from tests.support.wal_doubles import BadBlocks
 
 ALL = acknowledged.ALL_CODES
@@ -215,7 +216,7 @@ def test_each_part_is_told_whatever_became_of_the_others(directory: WALDirectory
 def _note_many(path: str, process: int) -> None:
     directory = WALDirectory(path)
     for number in range(20):
-        findings.note(directory, [damage(process * 1000 + number)])
+        findings.note(directory, [damage(process * 1000 + number)], WAIT_SECONDS)
 
 
 def test_processes_that_find_something_at_the_same_time_lose_nothing(directory: WALDirectory) -> None:

@@ -24,6 +24,7 @@ from arcpipe.wal.group_commit import BufferedCommit, Commit, GroupCommit, group_
 from arcpipe.wal.reader import SegmentScan
 from arcpipe.wal.segment import Segment
 from arcpipe.wal.writer import SyncMode, WALOptions, WALWriter
+from tests.support.waiting import WAIT_SECONDS
 from tests.support.wal_doubles import Clock, HeldDisk, WatchedLock
 
 PREFIX = envelope_prefix(1, "db")
@@ -76,7 +77,7 @@ class Bench:
     def answered(self) -> list[int]:
         return [number for waiters, error in self.answers if error is None for number in waiters]
 
-    async def until(self, condition: Callable[[], object], seconds: float = 30.0) -> None:
+    async def until(self, condition: Callable[[], object], seconds: float = WAIT_SECONDS) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, "waited in vain"
@@ -110,7 +111,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., None]:
             assert not bench.thread_commit._thread.is_alive(), "the test has not closed it"
 
         with asyncio.Runner(loop_factory=factory) as runner:
-            runner.run(asyncio.wait_for(main(), 60))
+            runner.run(asyncio.wait_for(main(), 2 * WAIT_SECONDS))
 
     return run_with
 

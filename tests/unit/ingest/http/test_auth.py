@@ -17,7 +17,6 @@ from arcpipe.ingest.http import auth
 from arcpipe.ingest.http.auth import Auth
 from arcpipe.ingest.http.exchange import Exchange
 from tests.support.tokens import new_token
-from tests.support.waiting import wait_until
 
 NOW = datetime.now(UTC)
 
@@ -81,9 +80,9 @@ def test_what_is_remembered_has_a_bound_in_number_and_in_length(monkeypatch: pyt
         assert all(len(key) <= 1024 for key in guard._by_credential)
 
 
-def test_what_is_remembered_ends_with_the_token_at_every_door() -> None:
+def test_what_is_remembered_ends_with_the_token_at_every_door(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without anybody who looks at the clock now and then: each use does."""
-    ends = datetime.now(UTC) + timedelta(seconds=0.3)
+    ends = datetime.now(UTC) + timedelta(hours=1)
     text, token = new_token(expires=ends)
     _, of_owner = new_token(sha256="", certificate="CN:web-1", expires=ends)
     _, later = new_token(sha256="", certificate="CN:web-2", expires=ends + timedelta(days=1))
@@ -101,7 +100,8 @@ def test_what_is_remembered_ends_with_the_token_at_every_door() -> None:
     both: dict[str, Any] = {"headers": {}, "certificate": Certificate(("CN:web-2",), far)}
     assert ask(guard, scope="read", **both) is None
     assert len(guard._by_credential) == 3
-    wait_until(lambda: datetime.now(UTC) >= ends, "the end of the tokens")
+    monkeypatch.setattr(auth, "time", ends.timestamp)
+    monkeypatch.setattr(auth, "datetime", SimpleNamespace(now=lambda _: ends))
     for door in doors:
         refusal = ask(guard, **door)
         assert refusal is not None

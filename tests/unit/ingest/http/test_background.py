@@ -12,8 +12,9 @@ import pytest
 
 from arcpipe.codec.effort import Check
 from arcpipe.ingest.http.background import _MOST_INTERRUPTING_BYTES, Background, ClientGone, Patience
+from tests.support.waiting import WAIT_SECONDS
 
-SECONDS = 30.0
+SECONDS = WAIT_SECONDS
 
 
 @dataclass(unsafe_hash=True)
@@ -155,7 +156,7 @@ def test_a_client_whose_piece_took_longer_than_expected_has_to_wait_longer() -> 
         def wait(_: Check) -> None:
             all_are_there.wait(SECONDS)
 
-        thread.add(Sender("slow"), 100, lambda _: time.sleep(0.5), name="slow 1")
+        thread.add(Sender("slow"), 100, lambda _: time.sleep(2), name="slow 1")
         thread.add(Sender("other"), 1 << 20, wait, name="other 1")
         thread.may_begin.set()
         while not thread.done:  # noqa: ASYNC110 - a test
@@ -175,14 +176,22 @@ def test_unexpectedly_long_pieces_do_not_hold_up_a_later_client() -> None:
 
     async def run() -> list[str]:
         thread = Thread()
+        late_is_there = threading.Event()
+
+        def piece(_: Check) -> None:
+            time.sleep(0.02)
+            assert len(thread.begun) < 8 or late_is_there.wait(SECONDS)
+
         for number in range(10):
             for name in ("a", "b"):
-                thread.add(Sender(name), 100, lambda _: time.sleep(0.02), name=f"{name} {number}")
+                thread.add(Sender(name), 100, piece, name=f"{name} {number}")
         thread.may_begin.set()
         while len(thread.done) < 6:  # noqa: ASYNC110 - a test
             await asyncio.sleep(0.001)
         thread.add(Sender("late"), 1 << 20)
+        late_is_there.set()
         await thread.settle()
+        assert thread.errors == []
         return thread.begun
 
     begun = asyncio.run(run())
