@@ -132,9 +132,13 @@ _claims: list[socket.socket] = []  # of the ports that this process was given
 
 
 def free_port() -> int:
-    """Take a port that is free on every address, and that neither the kernel nor another test gives to anybody."""
-    first, last = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
-    for port in chain(range(int(last) + 1, 65_536), range(int(first) - 1, 10_240, -1)):
+    """Take a port that is free on every address, and that neither the kernel nor another test gives to anybody.
+
+    Where the kernel may give all ports to connections, only the other tests are kept away.
+    """
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    others = chain(range(last + 1, 65_536), range(first - 1, 10_240, -1))
+    for port in chain(others, range(max(first, 10_241), last + 1)):
         claim = socket.socket(socket.AF_UNIX)
         try:
             claim.bind(f"\0arcpipe test port {port}")  # until the end of this process
