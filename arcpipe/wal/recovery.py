@@ -341,7 +341,8 @@ def _quarantine(directory: WALDirectory, file: SegmentFile) -> RecoveredFile:
 
 
 def archive(directory: WALDirectory, path: str) -> None:
-    """Rename an uploaded segment to `….wal.recovered`, and date it now."""
-    stem = os.path.basename(path).split(".")[0]
+    """Rename an uploaded segment, whose name may have further dots, to `….wal.recovered`, and date it now."""
+    suffix = SEALED if path.endswith(SEALED) else ACTIVE
+    stem = os.path.basename(path).removesuffix(suffix)
     os.utime(path)
     directory.disk.rename(path, os.path.join(directory.path, f"{stem}{RECOVERED}"))
