@@ -488,6 +488,17 @@ def test_numbers_go_on_where_the_directory_ends(directory: WALDirectory) -> None
     assert WALWriter(directory, 1, next_seq=7).segment.name.seq == 7
 
 
+def test_a_number_that_no_server_gives_is_not_gone_on_from(directory: WALDirectory) -> None:
+    """A person gave it to a file. The next one would not fit the start entry, and no worker could start."""
+    for number in (3, (1 << 64) - 1, 10**25):
+        Path(directory.path, f"worker-1-20251008_143000-{number}.wal.recovered").write_bytes(b"")
+    writer = WALWriter(directory, 1)
+    commit(writer, 1)
+    assert writer.segment.name.seq == 4
+    writer.close()
+    assert contents(directory) == [[1]]
+
+
 def test_a_shipped_segment_is_written_over_and_nothing_old_is_seen(directory: WALDirectory, clock: Clock) -> None:
     options = WALOptions(max_size_bytes=8_000, free_segments=2)
     writer = WALWriter(directory, 1, options)
@@ -838,6 +849,21 @@ def test_trouble_with_the_next_segment_leaves_no_litter(directory: WALDirectory,
     assert [number for numbers in contents(directory) for number in numbers] == [0, 99]
 
 
+def test_a_next_segment_that_could_not_be_removed_is_removed_later(directory: WALDirectory, disk: FaultyDisk) -> None:
+    """It has no entry, but would count as one that waits to be sealed, until the next start."""
+    writer = WALWriter(directory, 1, WALOptions(max_size_bytes=3000))
+    commit(writer, 0, size=2000)
+    wait_ready(writer)
+    with disk.failing("sync_directory", "unlink"):
+        commit(writer, 1, size=2000)  # takes the one that is ready
+        wait_ready(writer)
+    assert len(directory.segments(ACTIVE)) == 2
+    commit(writer, 2, size=2000)
+    writer.close()
+    assert directory.segments(ACTIVE) == []
+    assert [number for numbers in contents(directory) for number in numbers] == [0, 1, 2]
+
+
 def test_closing_while_it_fails_leaves_the_rest_to_the_next_start(directory: WALDirectory, disk: FaultyDisk) -> None:
     writer = WALWriter(directory, 1)
     commit(writer, 1)
@@ -1128,6 +1154,44 @@ def test_a_kill_at_any_moment_of_a_replacement_neither_loses_nor_doubles(
     assert len(found) > 15
     assert [numbers for numbers in found if numbers not in ([1, 2, 3], [1, 2, 3, 4])] == []
     assert contents(directory) == [[1], [2, 3, 4]]
+
+
+def test_a_successor_that_failed_and_cannot_be_removed_does_not_come_twice(
+    directory: WALDirectory, disk: FaultyDisk
+) -> None:
+    """It holds the retained groups, durably: with a second one of them, recovery would have them twice."""
+    writer = WALWriter(directory, 1, LATER)
+    commit(writer, 1, 2)
+    wait_ready(writer)
+    fail_a_sync(writer, disk)
+    with disk.failing("sync_directory", "unlink"):
+        for _ in range(3):
+            with pytest.raises(CommitFailed):
+                commit(writer, 3)
+    commit(writer, 4)
+    writer.close()
+    recover_at_start(directory)
+    assert [number for numbers in contents(directory) for number in numbers] == [1, 2, 4]
+    assert directory.segments(ACTIVE) == []
+
+
+def test_a_lack_of_memory_does_not_end_the_background_syncs(directory: WALDirectory, disk: FaultyDisk) -> None:
+    writer = WALWriter(directory, 1, WALOptions(sync_mode="async", async_interval_seconds=0.05))
+    wait_ready(writer)
+    background = writer._background
+    assert background is not None
+    lacking = threading.Event()
+
+    def fault(operation: str, path: str) -> None:
+        if operation == "fdatasync" and not lacking.is_set():
+            lacking.set()
+            raise MemoryError
+
+    disk.fault = fault
+    commit(writer, 1)
+    wait_until(lambda: lacking.is_set() and background.retained == [], "the group is synced by the next try")
+    writer.close()
+    assert contents(directory) == [[1]]
 
 
 @pytest.mark.parametrize("operation", ["truncate", "fsync"])
