@@ -300,6 +300,27 @@ def test_a_second_instance_is_refused_with_the_pid_of_the_first(directory: WALDi
     other.unlock()
 
 
+def test_a_lock_file_on_a_full_disk_locks_without_a_pid(
+    directory: WALDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", refuse)
+        directory.lock()
+    with pytest.raises(InstanceLocked, match="pid unknown"):
+        WALDirectory(directory.path).lock(0.0)
+    directory.unlock()
+
+
+def test_a_shorter_pid_takes_the_whole_place_of_a_longer_one(directory: WALDirectory) -> None:
+    Path(directory.path, "LOCK").write_text("99999999999\n")
+    directory.lock()
+    assert Path(directory.path, "LOCK").read_text() == f"{os.getpid()}\n"
+    directory.unlock()
+
+
 @pytest.mark.parametrize("removed", ["LOCK", "LOCK and all else"])
 def test_who_removes_the_lock_file_lets_nobody_in(directory: WALDirectory, removed: str) -> None:
     directory.lock()
