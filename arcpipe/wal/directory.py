@@ -326,6 +326,16 @@ class WALDirectory:
                 found.append(SegmentFile(entry.path, *parsed, stat.st_size, stat.st_mtime))
         return sorted(found, key=lambda file: (file.name.created, file.name.slot, file.name.seq))
 
+    def has_segments(self, state: str, slot: int) -> bool:
+        """Tell if a slot has a segment in a state. Cheap, however many segments there are of others.
+
+        Raises:
+            OSError: the directory cannot be listed.
+        """
+        begin = f"worker-{slot}-"
+        with os.scandir(self.path) as entries:
+            return any(entry.name.startswith(begin) and entry.name.endswith(state) for entry in entries)
+
     def highest_seq(self, slot: int) -> int:
         """Find the highest segment number of a slot that any file or manifest names; 0 without one.
 

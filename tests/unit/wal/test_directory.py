@@ -111,6 +111,13 @@ def test_listings_are_by_state_and_slot_and_oldest_first(directory: WALDirectory
     assert directory.segments(RECOVERED) == []
 
 
+def test_a_slot_has_segments_by_state_and_none_of_another_slot(directory: WALDirectory) -> None:
+    for name in ("worker-1-20251008_143000-000001.wal", "worker-11-20251008_143000-000001.wal.sealed"):
+        Path(directory.path, name).write_bytes(b"")
+    found = {(slot, state): directory.has_segments(state, slot) for slot in (1, 2, 11) for state in (ACTIVE, SEALED)}
+    assert [key for key, there in found.items() if there] == [(1, ACTIVE), (11, SEALED)]
+
+
 def test_the_highest_number_counts_all_states_and_manifests(directory: WALDirectory) -> None:
     assert directory.highest_seq(1) == 0
     touch(

@@ -445,6 +445,25 @@ def test_small_segments_are_only_completed_while_none_of_the_slot_waits(
     assert sorted(contents(directory)) == [[1], [2, 3, 4, 5], [6]]
 
 
+def test_to_know_that_one_waits_the_others_are_not_looked_at(
+    directory: WALDirectory, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that commits looks four times a second, and a long outage leaves ten thousands of them."""
+    writer = WALWriter(directory, 1, WALOptions(flush_max_age_seconds=5))
+    Path(directory.path, "worker-1-20251008_143000-000001.wal.sealed").write_bytes(b"")
+    commit(writer, 1)
+    clock.pass_seconds(6)
+    with monkeypatch.context() as patch:
+        patch.setattr(directory, "segments", None)
+        writer.tick()
+        assert writer.stats.rotations == 0
+        Path(directory.path, "worker-1-20251008_143000-000001.wal.sealed").unlink()
+        wait_ready(writer)
+        writer.tick()
+        assert writer.stats.rotations == 1
+    writer.close()
+
+
 def test_a_segment_that_waits_for_good_does_not_hold_the_others_back(directory: WALDirectory, clock: Clock) -> None:
     """One that cannot be read, or whose manifest is damaged, may wait for an operator."""
     Path(directory.path, "worker-1-20251008_143000-000001.wal.sealed").write_bytes(b"")
@@ -849,15 +868,23 @@ def test_trouble_with_the_next_segment_leaves_no_litter(directory: WALDirectory,
     assert [number for numbers in contents(directory) for number in numbers] == [0, 99]
 
 
+def keep_what_failed(operation: str, path: str) -> None:
+    """A fault: what has its name gets no further, and cannot be removed."""
+    if operation == "sync_directory" or (operation == "unlink" and "worker-" in path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+
 def test_a_next_segment_that_could_not_be_removed_is_removed_later(directory: WALDirectory, disk: FaultyDisk) -> None:
     """It has no entry, but would count as one that waits to be sealed, until the next start."""
     writer = WALWriter(directory, 1, WALOptions(max_size_bytes=3000))
     commit(writer, 0, size=2000)
     wait_ready(writer)
-    with disk.failing("sync_directory", "unlink"):
-        commit(writer, 1, size=2000)  # takes the one that is ready
-        wait_ready(writer)
-    assert len(directory.segments(ACTIVE)) == 2
+    disk.fault = keep_what_failed
+    commit(writer, 1, size=2000)  # takes the one that is ready
+    wait_ready(writer)
+    disk.fault = lambda operation, path: None
+    wait_sealed(writer)
+    assert len(directory.segments(ACTIVE)) == 2, "one in use, one that failed"
     commit(writer, 2, size=2000)
     writer.close()
     assert directory.segments(ACTIVE) == []
@@ -1164,10 +1191,12 @@ def test_a_successor_that_failed_and_cannot_be_removed_does_not_come_twice(
     commit(writer, 1, 2)
     wait_ready(writer)
     fail_a_sync(writer, disk)
-    with disk.failing("sync_directory", "unlink"):
-        for _ in range(3):
-            with pytest.raises(CommitFailed):
-                commit(writer, 3)
+    disk.fault = keep_what_failed
+    for _ in range(3):
+        with pytest.raises(CommitFailed):
+            commit(writer, 3)
+    assert [numbers for numbers in contents(directory, ACTIVE) if numbers] == [[1, 2], [1, 2]]
+    disk.fault = lambda operation, path: None
     commit(writer, 4)
     writer.close()
     recover_at_start(directory)
