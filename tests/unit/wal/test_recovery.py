@@ -104,6 +104,19 @@ def test_a_bug_that_one_file_meets_leaves_it_and_stops_nothing(
     assert list(sealed(directory).values()) == [[1], [2], [3]]
 
 
+def test_what_is_no_file_stops_nothing(directory: WALDirectory) -> None:
+    """To open a named pipe would wait until somebody writes to it."""
+    put(directory, segment([columnar(1, 60)])[0])
+    os.mkfifo(Path(directory.path, name(seq=2)))
+    Path(directory.path, name(seq=3)).mkdir()
+    Path(directory.path, name(seq=4)).symlink_to("nowhere")
+    summary = recover_at_start(directory, sleep=lambda seconds: None)
+    assert list(sealed(directory).values()) == [[1]]
+    assert [file.filename for file in summary.unreadable] == [name(seq=3)]
+    assert os.listdir(directory.quarantine) == [name(seq=2)]
+    assert {found.name for found in Path(directory.path).iterdir()} >= {name(seq=3), name(seq=4)}
+
+
 def test_a_lack_of_memory_is_no_bug_and_waits(directory: WALDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     put(directory, segment([columnar(1, 60)])[0])
 
