@@ -225,9 +225,8 @@ class Segment:
         return self._is_file_at(self.path)
 
     def _is_file_at(self, path: str) -> bool:
-        mine = os.fstat(self._fd)
         try:
-            there = os.stat(path)
+            there, mine = os.stat(path), os.fstat(self._fd)
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError:  # unknown: the next operation on the file reports what is wrong

@@ -948,6 +948,26 @@ def test_a_directory_that_was_moved_away_keeps_what_it_has(
     assert [1] in contents(moved, ACTIVE)
 
 
+def test_a_segment_whose_file_cannot_be_looked_at_is_neither_gone_nor_a_bug(
+    directory: WALDirectory, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a network file system: the next write tells what is wrong."""
+    writer = WALWriter(directory, 1)
+    commit(writer, 1)
+    segment = writer.segment
+
+    def refuse(fd: int) -> os.stat_result:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", refuse)
+        writer.tick()
+    commit(writer, 2)
+    assert writer.segment is segment
+    writer.close()
+    assert contents(directory) == [[1, 2]]
+
+
 def test_a_missing_pool_folder_is_made_again(directory: WALDirectory) -> None:
     writer = WALWriter(directory, 1, WALOptions(max_size_bytes=3000))
     wait_ready(writer)
