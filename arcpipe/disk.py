@@ -32,8 +32,8 @@ class Disk:
         return _open(path, os.O_RDWR)
 
     def open_for_reading(self, path: str) -> int:
-        """Open an existing file for reading only and return its descriptor."""
-        return _open(path, os.O_RDONLY)
+        """Open an existing file for reading only and return its descriptor. A named pipe does not wait for a writer."""
+        return _open(path, os.O_RDONLY | os.O_NONBLOCK)
 
     def read(self, fd: int, length: int, offset: int) -> bytes:
         """Return `length` bytes at `offset`; fewer only at the end of the file."""

@@ -38,7 +38,8 @@ def ls(directory: DirArgument = Path("data/wal"), as_json: JSONOption = False) -
     from arcpipe.wal.inspect import all_segments, summarize
 
     files = all_segments(WALDirectory(_directory(directory)))
-    rows = (_segment_row(file, summarize(file.path)) for file in files)
+    found = ((file, summarize(file.path)) for file in files)
+    rows = (_segment_row(file, *looked) for file, looked in found if looked is not None)
     if as_json:
         print_json(rows)
         return
@@ -116,8 +117,13 @@ def verify(
     if not files and not as_json:
         print(f"There are no segments in {', '.join(map(str, paths))}.")
     bad = {ScanVerdict.DAMAGED: 0, ScanVerdict.UNREADABLE: 0}
-    for name in files:
-        summary = summarize(name, count=False)
+    for listed in files:
+        found = summarize(listed, count=False)
+        if found is None:
+            if not as_json:
+                print(f"{listed}: gone since, as after its upload")
+            continue
+        name, summary = found
         verdict = summary.report.verdict
         if verdict in bad:
             bad[verdict] += 1
@@ -259,8 +265,8 @@ def replay(
 
     from arcpipe.cli.serving import load_settings
     from arcpipe.wal.directory import WALDirectory
-    from arcpipe.wal.inspect import finish_interrupted, replay_sources
-    from arcpipe.wal.inspect import replay as take_in
+    from arcpipe.wal.replay import finish_interrupted, replay_sources
+    from arcpipe.wal.replay import replay as take_in
 
     folder = str(_directory(source))
     target = WALDirectory(load_settings(config).wal.dir)
@@ -300,17 +306,17 @@ def replay(
         lock.unlock()
 
 
-def _segment_row(file: SegmentFile, summary: Summary) -> dict[str, Any]:
+def _segment_row(file: SegmentFile, path: str, summary: Summary) -> dict[str, Any]:
     report = summary.report
-    states = {".wal": "active", ".wal.sealed": "sealed", ".wal.recovered": "recovered"}
+    states = {".wal": "active", ".sealed": "sealed", ".recovered": "recovered"}
     return {
         "segment": str(file.name),
-        "state": states[file.state],
+        "state": states[os.path.splitext(path)[1]],
         "verdict": report.verdict.value,
         "entries": report.entries,
         "records": summary.records,
         "bytes": report.end_offset,
-        "file_bytes": file.size,
+        "file_bytes": report.size,
         "age_seconds": round(max(0.0, time.time() - file.modified), 1),
         "first_timestamp_us": summary.first_timestamp,
         "last_timestamp_us": report.last_timestamp,

@@ -62,6 +62,24 @@ def problems_of(settings: Settings) -> Iterator[Problem]:
         yield Problem("storage.url", "it is the WAL directory: name one for the store alone", ("wal.dir",))
 
 
+def warnings_of(settings: Settings) -> Iterator[str]:
+    """Describe combinations of settings that work, and are not safe."""
+    store = parse_storage_url(settings.storage.url)
+    if isinstance(store, FileLocation) and _is_within(settings.wal.dir, str(store.path)):
+        yield (
+            f"wal.dir = {settings.wal.dir} is inside of storage.url = {settings.storage.url}: a database may meet it "
+            "by its name, and readers of the whole store find its scratch files. "
+            "Stop the server, move the directory, and set wal.dir"
+        )
+
+
+def _is_within(inner: str, outer: str) -> bool:
+    try:
+        return os.path.realpath(inner).startswith(os.path.join(os.path.realpath(outer), ""))
+    except OSError:  # as below
+        return False
+
+
 def _is_same(one: str, other: str) -> bool:
     try:
         return os.path.realpath(one) == os.path.realpath(other)

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from arcpipe.config import variables
-from arcpipe.config.checks import problems_of
+from arcpipe.config.checks import problems_of, warnings_of
 from arcpipe.config.column_types import ColumnTypes, parse_types
 from arcpipe.config.dedup_words import DedupWords, parse_dedup
 from arcpipe.config.listeners import PARSERS
@@ -73,7 +73,7 @@ def load(config_file: Path | None, environ: Mapping[str, str]) -> Settings:
                 problems.append(_problem(settings.source(check.key), check.key, value, check.reason))
     if problems:
         raise ConfigError("\n".join((*problems, *warnings)))  # a mistyped variable may be the reason
-    return settings
+    return msgspec.structs.replace(settings, warnings=(*warnings, *warnings_of(settings)))
 
 
 @cache

@@ -371,7 +371,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     access_log: AccessLog = AccessLog()
     # Dotted key -> source of its value; keys that nobody has set are missing.
     sources: dict[str, str] = {}
-    # Of variables that look like settings and are not used. The server logs them when it starts.
+    # Of variables that look like settings and are not used, and of settings that are not safe together. The server logs
+    # them when it starts.
     warnings: tuple[str, ...] = ()
 
     @property

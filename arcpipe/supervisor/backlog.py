@@ -7,8 +7,11 @@ is tried again. Only other processes read segments: a failing disk may block a r
 from __future__ import annotations
 
 import logging
+import math
 import os
+import time
 from collections.abc import Iterable
+from typing import Final
 
 from arcpipe.clock import monotonic_us
 from arcpipe.counters import Counters, Node, pack_name
@@ -19,6 +22,12 @@ from arcpipe.wal.directory import ACTIVE, SegmentFile, WALDirectory
 from arcpipe.wal.recovery import recover_files
 
 log = logging.getLogger(__name__)
+
+# A measurement looks at each segment that waits, and a long outage makes ten thousands of them. So it is followed by a
+# pause of this many times as long, but by no longer one: workers refuse writes when the figures are older than
+# `counters.FIGURES_SECONDS`.
+_PAUSE_FACTOR: Final = 4
+_LONGEST_PAUSE_SECONDS: Final = 1.0
 
 
 class Leftovers:
@@ -75,9 +84,16 @@ class Backlog:
         self._waiting = Waiting(counters)
         self._problem = ""  # the last one logged
         self._identity: tuple[int, int] | None = None  # device and inode of the directory at the start
+        self._due_at = -math.inf  # monotonic seconds
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the next measurement may begin without taking too much of the processor."""
+        return time.monotonic() >= self._due_at
 
     def measure(self) -> None:
         """Publish the figures; if the directory cannot be examined, publish that no writes may be accepted."""
+        began = time.monotonic()
         problem = self._look()
         if problem and problem != self._problem:  # log each problem once
             log.error("cannot look at %s: %s; writes are refused until it works", self._directory.path, problem)
@@ -86,6 +102,8 @@ class Backlog:
             problem = self._look()
         self._node[Node.UNLISTED] = bool(problem)
         self._node[Node.MEASURED_US] = monotonic_us()
+        ended = time.monotonic()
+        self._due_at = ended + min(_PAUSE_FACTOR * (ended - began), _LONGEST_PAUSE_SECONDS)
 
     def _look(self) -> str:
         """Measure all figures that can be measured; return the first problem, or an empty text."""

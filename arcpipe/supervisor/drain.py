@@ -130,5 +130,6 @@ class Drain:
         return stop(children, seconds, SIGNALS, self._while_waiting)
 
     def _while_waiting(self) -> None:
-        self._backlog.measure()  # workers that still serve need fresh figures
+        if self._backlog.is_due:
+            self._backlog.measure()  # workers that still serve need fresh figures
         self._manager.needs_time()

@@ -257,7 +257,8 @@ class _Supervisor:
                     return EXIT_GIVEN_UP
                 if slots.look_after(time.monotonic()):
                     self._manager.is_well()
-                self._measure()
+                if self._backlog.is_due:
+                    self._measure()
                 self._follow_reload()
                 logs.flush()
                 if time.monotonic() >= next_cleanup:

@@ -93,7 +93,7 @@ Modules:
     recovery, cut                 start-up after a crash
     offline                       `WALRecovery`: the same without a server, from Python
     findings, acknowledged        damage and losses for the operator, with checksum
-    inspect                       `arcpipe wal …`
+    inspect, replay               `arcpipe wal …`
 
 This package knows nothing of HTTP, Parquet or S3.
 """

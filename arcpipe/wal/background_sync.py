@@ -150,8 +150,12 @@ class BackgroundSync:
             # Cleared before the sync, so that a group retained meanwhile wakes this thread again.
             self._wake.clear()
             self._hurry.clear()
-            with self._syncing:
-                self._sync()
+            try:
+                with self._syncing:
+                    self._sync()
+            except Exception:  # a lack of memory, or a bug: what is retained is synced later
+                log.exception("a background sync failed")
+                self._wake.set()
 
     def _sync(self) -> None:
         count = len(self._retained)

@@ -27,6 +27,8 @@ RECOVERED: Final = ".wal.recovered"
 
 _NAME = re.compile(r"worker-(\d+)-(\d{8}_\d{6})(?:-(\d+))?(\.wal(?:\.sealed|\.recovered)?)\Z")
 _TIME_FORMAT: Final = "%Y%m%d_%H%M%S"
+# No slot makes as many. A person may have given a file a higher number, which an identity has no room for.
+_MOST_SEGMENTS: Final = 1 << 40
 # Version of `node.json`. A file that names no version has this one.
 _NODE_VERSION: Final = 1
 
@@ -124,6 +126,7 @@ class WALDirectory:
         self.batches = os.path.join(self.path, "batches")
         self.quarantine = os.path.join(self.path, "quarantine")
         self.spool = os.path.join(self.path, "spool")
+        self._spare = os.path.join(self.batches, "spare-1")
         self._lock = InstanceLock(self.path, self.disk)
 
     def make(self) -> None:
@@ -211,8 +214,43 @@ class WALDirectory:
             self._sync_above()
         before, fields = found
         node = NodeIdentity(before.node, before.boot + 1)
-        durable.replace(self.disk, path, msgspec.json.encode({**fields, "node": node.node, "boot": node.boot}))
+        data = msgspec.json.encode({**fields, "node": node.node, "boot": node.boot})
+        try:
+            durable.replace(self.disk, path, data)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self.has_spare:
+                raise
+            self._replace_by_spare(path, data)
         return node
+
+    @property
+    def has_spare(self) -> bool:
+        """Whether the uploader has left its spare file for a full disk, which is enough for a start, too."""
+        return bool(self.disk.size(self._spare))
+
+    def _replace_by_spare(self, path: str, data: bytes) -> None:
+        """Replace a small file durably and atomically on a full disk, and make the spare file again.
+
+        Without a start nothing is uploaded, and so nothing would ever free space.
+        """
+        disk, spare = self.disk, self._spare
+        size = disk.size(spare) or 0
+        disk.unlink(f"{path}.tmp")
+        fd = disk.open(spare)
+        try:
+            disk.write(fd, [data], 0)
+            disk.truncate(fd, len(data))
+            disk.fsync(fd)
+        finally:
+            disk.close(fd)
+        disk.rename(spare, path)
+        disk.sync_directory(self.path)
+        log.warning("the disk of %s is full: %s is written over a spare file", self.path, path)
+        try:  # before the workers take the space that this has freed: the uploader needs the file for its manifest
+            durable.replace(disk, spare, bytes(size))
+        except OSError as error:
+            disk.unlink(f"{spare}.tmp")
+            log.warning("cannot make %s again: %s; the uploader tries it", spare, error)
 
     def check_node(self) -> None:
         """Read `node.json` and change nothing.
@@ -288,6 +326,16 @@ class WALDirectory:
                 found.append(SegmentFile(entry.path, *parsed, stat.st_size, stat.st_mtime))
         return sorted(found, key=lambda file: (file.name.created, file.name.slot, file.name.seq))
 
+    def has_segments(self, state: str, slot: int) -> bool:
+        """Tell if a slot has a segment in a state. Cheap, however many segments there are of others.
+
+        Raises:
+            OSError: the directory cannot be listed.
+        """
+        begin = f"worker-{slot}-"
+        with os.scandir(self.path) as entries:
+            return any(entry.name.startswith(begin) and entry.name.endswith(state) for entry in entries)
+
     def highest_seq(self, slot: int) -> int:
         """Find the highest segment number of a slot that any file or manifest names; 0 without one.
 
@@ -305,7 +353,7 @@ class WALDirectory:
                 # segments existed when the directory was listed.
                 continue
         parsed = [found[0] for found in map(parse_filename, names) if found is not None]
-        return max((name.seq for name in parsed if name.slot == slot), default=0)
+        return max((name.seq for name in parsed if name.slot == slot and name.seq < _MOST_SEGMENTS), default=0)
 
     def sync(self) -> None:
         """Make renames in the directory and its pool durable."""

@@ -50,6 +50,7 @@ class SegmentFactory:
         self._next_seq = next_seq  # None until the directory was listed
         self._written = written
         self._made = 0  # µs: `created` of the segment that was made last
+        self._failed: list[str] = []  # paths of segments that could not be made, and may be there all the same
         self._leaving: deque[str] = deque(maxlen=_LEAVING)  # paths, the oldest first
         self._pool: FreePool | None = None
         if options.recycle:
@@ -62,6 +63,7 @@ class SegmentFactory:
             OSError: it could not be made.
         """
         self._directory.make()  # it may have been removed
+        self._remove_failed(must=bool(retained))
         if self._next_seq is None:
             self._next_seq = self._directory.highest_seq(self._slot) + 1
         seq = self._next_seq
@@ -77,9 +79,28 @@ class SegmentFactory:
             sync=self._options.sync_mode != "off",
             retained=retained,
             replaces=replaces,
+            left=self._failed,
         )
         self._made = segment.created
         return segment
+
+    def _remove_failed(self, must: bool) -> None:
+        """Remove, durably, what earlier tries may have left in service: recovery would take it for a segment.
+
+        Raises:
+            OSError: it cannot be removed, and it must be: two segments would hold the same acknowledged groups.
+        """
+        if not self._failed:
+            return
+        try:
+            for path in self._failed:
+                self._directory.disk.unlink(path)
+            self._directory.sync()
+        except OSError:
+            if must:
+                raise
+        else:
+            self._failed.clear()
 
     def seal(self, segment: Segment) -> None:
         """Seal a segment. On a full disk, remove the files of the free pool and try once more.

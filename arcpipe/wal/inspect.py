@@ -1,4 +1,4 @@
-"""Inspect WAL files by hand: list and verify them, salvage intact entries, and replay files from elsewhere.
+"""Inspect WAL files by hand: list and verify them, and copy their intact entries.
 
 Works on files of a running server, too: nothing here writes to a file that it reads.
 """
@@ -6,7 +6,6 @@ Works on files of a running server, too: nothing here writes to a file that it r
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
@@ -22,7 +21,6 @@ from arcpipe.wal.directory import (
     RECOVERED,
     SEALED,
     SegmentFile,
-    SegmentName,
     WALDirectory,
     parse_filename,
 )
@@ -38,17 +36,14 @@ from arcpipe.wal.format import (
     with_identity,
 )
 from arcpipe.wal.reader import Entry, ScanReport, SegmentScan, count_records
-from arcpipe.wal.recovery import archive
 from arcpipe.wal.report import end_problem
 from arcpipe.wal.verdict import ScanVerdict
 
 _COPY_BYTES: Final = 4 * MB  # bytes per write of a copy
 # µs: `created` of a copy without identities. So low that no entry of it counts as stale.
 _NO_BORDER: Final = 1
-# Tries to read a file: a segment of a running server may be cut or renamed meanwhile, but hardly three times.
+# Tries to read a file: a running server may write to a segment or cut it meanwhile, but hardly each time.
 _LOOKS: Final = 3
-# Replayed segments have a slot of their own, so that their names never collide with those of a worker.
-REPLAY_SLOT: Final = 0
 
 
 class Summary(NamedTuple):
@@ -60,17 +55,44 @@ class Summary(NamedTuple):
     problem: str  # why it cannot be read, why it is not a WAL file, or how its end is wrong; else empty
 
 
-def summarize(path: str, *, count: bool = True) -> Summary:
-    """Read a whole file, and return its counts and its verdict."""
-    for look in range(1, _LOOKS + 1):
+def summarize(path: str, *, count: bool = True) -> tuple[str, Summary] | None:
+    """Read a whole file, and return its counts and its verdict. A running server may seal or retire it meanwhile.
+
+    Args:
+        count: count its records, too.
+
+    Returns:
+        Its present path and the summary; None if it is gone, as after its upload.
+    """
+    left = _LOOKS
+    while True:
+        left -= 1
         try:
-            return _summarize(path, count)
+            summary = _summarize(path, count)
+            # A retired file is written over, and what was read of it then is not what it held. No name is used again.
+            os.stat(path)
+            if left and path.endswith(ACTIVE) and summary.report.verdict is ScanVerdict.DAMAGED:
+                continue  # of a group that was just being written, only the later entries may have been seen
+            return path, summary
+        except FileNotFoundError:
+            later = next((name for name in _later_names(path) if os.path.exists(name)), None)
+            if later is None:
+                return None
+            path, left = later, _LOOKS
         except OSError as error:
-            problem = error
-            if look == _LOOKS or error.errno != errno.EIO:
-                break
-    size = os.path.getsize(path) if os.path.exists(path) else 0
-    return Summary(ScanReport(size), None, 0, str(problem))
+            if left and error.errno == errno.EIO:
+                continue
+            size = os.path.getsize(path) if os.path.exists(path) else 0
+            return path, Summary(ScanReport(size), None, 0, str(error))
+
+
+def _later_names(path: str) -> list[str]:
+    """List the names that a file gets after its present one."""
+    states = (ACTIVE, SEALED, RECOVERED)
+    state = next((state for state in states[:2] if path.endswith(state)), None)
+    if state is None:
+        return []
+    return [path.removesuffix(state) + later for later in states[states.index(state) + 1 :]]
 
 
 def _summarize(path: str, count: bool) -> Summary:
@@ -115,7 +137,7 @@ def salvage(source: str, target: str) -> ScanReport:
     Bad blocks are left out; `damage` of the report lists them.
 
     Raises:
-        WALError: the target exists, or the source holds no intact entry.
+        WALError: the target exists, the source holds no intact entry, or it cannot be read.
     """
     try:
         scan = SegmentScan(source, salvage=True)
@@ -124,101 +146,17 @@ def salvage(source: str, target: str) -> ScanReport:
     # If the target has a segment's name, its start entry must agree: else readers take it for another segment's.
     parsed = parse_filename(os.path.basename(target))
     slot, seq = (parsed[0].slot, parsed[0].seq) if parsed is not None else (0, 0)
-    written = _copy_segment(Disk(), target, _Reading(scan), slot, seq)
+    try:
+        written = copy_segment(Disk(), target, Reading(scan), slot, seq)
+    except Unreadable as error:
+        raise WALError(f"{source} cannot be read: {error}") from error
     if not written:
         os.unlink(target)
         raise WALError(f"{source} holds no intact entry; nothing was written")
     return scan.report
 
 
-class Replay(NamedTuple):
-    """The result of replaying one file."""
-
-    source: str
-    entries: int
-    damaged: int
-
-
-def replay(directory: WALDirectory, sources: list[str], progress: Callable[[str, int], None]) -> Iterator[Replay]:
-    """Copy WAL files from elsewhere into a WAL directory, where they are uploaded like its own segments.
-
-    Entries keep their records and timestamps. Each file is taken in exactly once, whatever interrupts this. Its copy is
-    completed under a name that the uploader ignores. Then the source is renamed to `….wal.recovered`, and only then
-    the copy gets its final name. `finish_interrupted` completes what an interrupted call began.
-
-    Args:
-        progress: called with a source and the bytes of it that were read since the last call.
-
-    Raises:
-        WALError: a copy cannot be written (at once), or a source cannot be read (after all others; that source stays
-            as it is).
-    """
-    directory.make()
-    unreadable: list[str] = []
-    for source in sources:
-        name = _replay_name(source)
-        incoming = os.path.join(directory.path, f"{name}.incoming")
-        directory.disk.unlink(incoming)
-        try:
-            scan = SegmentScan(source, disk=directory.disk)
-            entries = _copy_segment(directory.disk, incoming, _Reading(scan, progress), name.slot, name.seq)
-        except (NotAWAL, _Unreadable, OSError) as error:
-            unreadable.append(str(error) if isinstance(error, NotAWAL) else f"{source} cannot be read: {error}")
-            continue
-        directory.sync()
-        if not entries:
-            directory.disk.unlink(incoming)
-        _archive_source(source)
-        if entries:
-            _accept(directory, incoming)
-        yield Replay(source, entries, len(scan.report.damage))
-    if unreadable:
-        raise WALError(f"{'; '.join(unreadable)}. It stays where it is; `arcpipe wal salvage` saves what is readable.")
-
-
-def finish_interrupted(directory: WALDirectory, folder: str) -> int:
-    """Accept the copies whose source was renamed before a replay was interrupted. Return their number."""
-    if not os.path.isdir(directory.path):
-        return 0
-    waiting = {name.removesuffix(".incoming") for name in os.listdir(directory.path) if name.endswith(".incoming")}
-    accepted = 0
-    for source in os.listdir(folder):
-        if not source.endswith(RECOVERED):
-            continue
-        original = os.path.join(folder, source.removesuffix(RECOVERED))
-        for suffix in (ACTIVE, SEALED):
-            name = str(_replay_name(original + suffix))
-            if name in waiting:
-                _accept(directory, os.path.join(directory.path, f"{name}.incoming"))
-                accepted += 1
-    return accepted
-
-
-def replay_sources(folder: str) -> list[str]:
-    """List the WAL files of a directory that can be replayed, oldest first: Arc's or ours."""
-    names = sorted(name for name in os.listdir(folder) if name.endswith((ACTIVE, SEALED)))
-    return [os.path.join(folder, name) for name in names]
-
-
-def _replay_name(source: str) -> SegmentName:
-    """Make a name from a source's path: the same each time, and another one for every other source."""
-    digest = hashlib.sha256(os.path.realpath(source).encode("utf-8", "surrogateescape")).digest()
-    return SegmentName(REPLAY_SLOT, "19700101_000000", int.from_bytes(digest[:6], "big") + 1)
-
-
-def _accept(directory: WALDirectory, incoming: str) -> None:
-    target = incoming.removesuffix(".incoming") + SEALED
-    directory.disk.rename(incoming, target)
-    directory.sync()
-
-
-def _archive_source(source: str) -> None:
-    folder = os.path.dirname(os.path.abspath(source))
-    archive(WALDirectory(folder), source)
-    Disk().sync_directory(folder)
-
-
-class _Unreadable(Exception):
+class Unreadable(Exception):
     """A source could not be read to its end."""
 
 
@@ -226,7 +164,7 @@ class _NoEnvelope(Exception):
     """A payload cannot carry an identity."""
 
 
-class _Reading:
+class Reading:
     """A source that may be read twice, and reports progress of each byte once."""
 
     def __init__(self, scan: SegmentScan, progress: Callable[[str, int], None] = lambda source, count: None) -> None:
@@ -240,7 +178,7 @@ class _Reading:
                 self._advance(entry.offset)
                 yield entry
         except OSError as error:  # must not be mistaken for an error of the file that the entries go to
-            raise _Unreadable(str(error)) from error
+            raise Unreadable(str(error)) from error
         self._advance(self._scan.report.size)
 
     def _advance(self, offset: int) -> None:
@@ -249,7 +187,7 @@ class _Reading:
             self._at = offset
 
 
-def _copy_segment(disk: Disk, path: str, source: _Reading, slot: int, seq: int) -> int:
+def copy_segment(disk: Disk, path: str, source: Reading, slot: int, seq: int) -> int:
     """Write a whole segment of a source's entries, synced, and return their number.
 
     The copy gets an identity of its own. But if a payload is not an envelope, as in Arc's files, the copy has no
@@ -257,7 +195,7 @@ def _copy_segment(disk: Disk, path: str, source: _Reading, slot: int, seq: int) 
 
     Raises:
         WALError: it cannot be written, or the path is taken.
-        _Unreadable: the source cannot be read to its end; there is no copy.
+        Unreadable: the source cannot be read to its end; there is no copy.
     """
     try:
         return _write_segment(disk, path, source, StartMeta("", slot, seq, 0, __version__, make_identity(slot, seq)))
@@ -265,7 +203,7 @@ def _copy_segment(disk: Disk, path: str, source: _Reading, slot: int, seq: int) 
         return _write_segment(disk, path, source, StartMeta("", slot, seq, _NO_BORDER, __version__))
 
 
-def _write_segment(disk: Disk, path: str, entries: _Reading, start: StartMeta) -> int:
+def _write_segment(disk: Disk, path: str, entries: Reading, start: StartMeta) -> int:
     try:
         fd = disk.create(path)
     except FileExistsError:
@@ -279,7 +217,7 @@ def _write_segment(disk: Disk, path: str, entries: _Reading, start: StartMeta) -
         finally:
             disk.close(fd)
         disk.sync_directory(os.path.dirname(os.path.abspath(path)))
-    except (_NoEnvelope, _Unreadable):
+    except (_NoEnvelope, Unreadable):
         disk.unlink(path)
         raise
     except OSError as error:
@@ -288,7 +226,7 @@ def _write_segment(disk: Disk, path: str, entries: _Reading, start: StartMeta) -
     return count
 
 
-def _fill_segment(disk: Disk, fd: int, entries: _Reading, start: StartMeta) -> int:
+def _fill_segment(disk: Disk, fd: int, entries: Reading, start: StartMeta) -> int:
     count = last = offset = size = 0
     records: int | None = 0
     identity = start.identity

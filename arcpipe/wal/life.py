@@ -16,6 +16,8 @@ from __future__ import annotations
 import os
 from typing import Final, NamedTuple
 
+import msgspec
+
 from arcpipe.disk import Disk
 from arcpipe.wal.directory import SegmentName, parse_filename
 from arcpipe.wal.format import (
@@ -32,6 +34,7 @@ from arcpipe.wal.format import (
 )
 from arcpipe.wal.salvage import BorderSalvager, IdentitySalvager, Salvager
 from arcpipe.wal.source import Header, SearchEffort, SegmentSource
+from arcpipe.wal.timestamps import LATEST_US
 
 _START_OFFSET: Final = FILE_HEADER_SIZE
 # Bytes. More than any start entry has.
@@ -71,6 +74,8 @@ def settle(source: SegmentSource) -> SegmentLife:
             return SegmentLife(None, b"", border, _START_OFFSET, name is not None)
         # A start entry that is older than the name belongs to an older segment: the rename reached the disk, but the
         # new contents did not, because the disk acknowledged a sync that it had not done.
+        if start is not None and not 0 <= start.created <= LATEST_US:  # no clock shows such a time
+            start = msgspec.structs.replace(start, created=border)
         if start is not None and (name is None or name[::2] == (start.slot, start.seq) or start.created >= border):
             return SegmentLife(start, identity_of(payload), start.created, found.end, name is not None)
     is_arcs = parsed is not None and name is None  # Arc's files have no identities, except in clients' values

@@ -32,6 +32,8 @@ _CANNOT_LOCK: Final = {
     *(errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EISDIR),
 }
 
+_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
+
 
 class InstanceLock:
     """The right to use one WAL directory; not taken at first."""
@@ -151,8 +153,7 @@ class InstanceLock:
         fd = _same_file(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640), spare)
         try:
             self._lock(fd, wait_seconds)
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()}\n".encode("ascii"), 0)
+            _write_pid(fd)
         except BaseException:
             os.close(fd)
             raise
@@ -181,6 +182,17 @@ class InstanceLock:
                 return file.read(64).decode("ascii", "replace").strip() or "unknown"
         except OSError:
             return "unknown"
+
+
+def _write_pid(fd: int) -> None:
+    """Write this process's pid over the former one, which takes no space. On a full disk a new file stays empty."""
+    text = f"{os.getpid()}\n".encode("ascii")
+    try:
+        os.pwrite(fd, text, 0)
+        os.ftruncate(fd, len(text))
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
 
 
 def _same_file(fd: int, spare: list[int]) -> int:

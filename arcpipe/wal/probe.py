@@ -18,8 +18,8 @@ def probe(directory: WALDirectory, may_free_space: bool) -> None:
     """Try everything that a start needs of a directory, which need not exist yet.
 
     Args:
-        may_free_space: the start empties `free/` and `spool/` first. So a full disk is accepted while one of them
-            holds a file.
+        may_free_space: the start empties `free/` and `spool/` first, and has a spare file. So a full disk is accepted
+            while one of them holds a file, or the spare is there.
 
     Raises:
         OSError: the start would fail.
@@ -41,7 +41,8 @@ def probe(directory: WALDirectory, may_free_space: bool) -> None:
         _try_to_write(directory.path)
     except OSError as error:
         frees = (directory.free, directory.spool)
-        if error.errno not in _NO_SPACE or not may_free_space or not any(map(_has_files, frees)):
+        may_do = may_free_space and (any(map(_has_files, frees)) or directory.has_spare)
+        if error.errno not in _NO_SPACE or not may_do:
             raise
 
 

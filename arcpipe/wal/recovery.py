@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 
 from arcpipe import durable, logs
 from arcpipe.disk import Disk
-from arcpipe.errors import NotAWAL, UnknownVersion
+from arcpipe.errors import NotAWAL, UnknownVersion, lacks_room
 from arcpipe.units import MB
 from arcpipe.wal import findings
 from arcpipe.wal.cut import cut_and_end, cut_replaced
@@ -234,6 +234,17 @@ def _recover_all(
 
 def _recover_file(directory: WALDirectory, file: SegmentFile) -> RecoveredFile:
     try:
+        return _recover_good_or_bad(directory, file)
+    except Exception as error:
+        if lacks_room(error):
+            raise
+        # One file must not keep all others from being uploaded, nor the server from its start.
+        log.exception("a bug in the recovery of %s", file.filename)
+        return _left(file, "failed", repr(error))
+
+
+def _recover_good_or_bad(directory: WALDirectory, file: SegmentFile) -> RecoveredFile:
+    try:
         scan = SegmentScan(file.path, disk=directory.disk, state=ACTIVE)
         for _ in scan:
             pass
@@ -341,7 +352,8 @@ def _quarantine(directory: WALDirectory, file: SegmentFile) -> RecoveredFile:
 
 
 def archive(directory: WALDirectory, path: str) -> None:
-    """Rename an uploaded segment to `….wal.recovered`, and date it now."""
-    stem = os.path.basename(path).split(".")[0]
+    """Rename an uploaded segment, whose name may have further dots, to `….wal.recovered`, and date it now."""
+    suffix = SEALED if path.endswith(SEALED) else ACTIVE
+    stem = os.path.basename(path).removesuffix(suffix)
     os.utime(path)
     directory.disk.rename(path, os.path.join(directory.path, f"{stem}{RECOVERED}"))

@@ -114,6 +114,7 @@ class Segment:
         sync: bool = True,
         retained: Sequence[Group] = (),
         replaces: tuple[int, int] | None = None,
+        left: list[str] | None = None,
     ) -> Segment:
         """Make a segment and put it into service: start entry written and synced, name and directories durable.
 
@@ -124,9 +125,11 @@ class Segment:
             sync: False leaves every sync out (`wal.enabled = false`, a weaker promise).
             retained: groups that the segment holds, durably, as soon as it has its name.
             replaces: the number of the segment that these groups come from, and the offset where they begin there.
+            left: gets the path of a segment that could not be made, and that may have had its name: it is removed, but
+                not for certain and not durably.
 
         Raises:
-            OSError: it could not be made; no file of it is left.
+            OSError: it could not be made.
         """
         disk = directory.disk
         created = max(time.time_ns() // 1000, above_us + 1)
@@ -134,7 +137,7 @@ class Segment:
         path = pool.take(slot, created // _SECOND_US * _SECOND_US) if pool is not None else None
         is_reused = path is not None
         path = path or os.path.join(directory.free, f"new-{slot}-next")
-        fd, leftovers = -1, [path]
+        fd, leftovers, left = -1, [path], [] if left is None else left
         try:
             fd = disk.open(path) if is_reused else _create_anew(disk, path)
             name = SegmentName.at(slot, created, seq)
@@ -153,9 +156,10 @@ class Segment:
                 directory.sync()
         except BaseException:
             disk.close(fd)
-            with contextlib.suppress(OSError):
-                for leftover in leftovers:
+            for leftover in leftovers:
+                with contextlib.suppress(OSError):
                     disk.unlink(leftover)
+            left += leftovers[1:]
             raise
         return segment
 
@@ -221,9 +225,8 @@ class Segment:
         return self._is_file_at(self.path)
 
     def _is_file_at(self, path: str) -> bool:
-        mine = os.fstat(self._fd)
         try:
-            there = os.stat(path)
+            there, mine = os.stat(path), os.fstat(self._fd)
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError:  # unknown: the next operation on the file reports what is wrong
@@ -283,9 +286,11 @@ class Segment:
 
     def discard(self) -> None:
         """Close the segment, which must hold no entry, and remove its file."""
-        if self.is_at_its_path():
-            self._directory.disk.unlink(self.path)
-        self.close()
+        try:
+            if self.is_at_its_path():
+                self._directory.disk.unlink(self.path)
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Close the segment and leave its file as it is."""

@@ -264,7 +264,7 @@ class WALWriter:
 
     def _is_waiting(self) -> bool:
         """Tell whether a segment of the slot waits to be sealed or uploaded."""
-        return bool(self._pipeline.unsealed) or bool(self._directory.segments(SEALED, self._slot))
+        return bool(self._pipeline.unsealed) or self._directory.has_segments(SEALED, self._slot)
 
     # From one segment to the next
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import shutil
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import msgpack
@@ -17,7 +21,8 @@ from arcpipe.errors import WALError
 from arcpipe.wal import WALReader, WALWriter, reader
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.format import identity_of, is_identity_of
-from arcpipe.wal.inspect import entries_of, finish_interrupted, replay, replay_sources, salvage
+from arcpipe.wal.inspect import entries_of, salvage
+from arcpipe.wal.replay import finish_interrupted, replay, replay_sources
 from arcpipe.wal.verdict import ScanVerdict
 from tests.support import preloaded
 from tests.support.program import ROOT, environment
@@ -263,6 +268,58 @@ def test_a_file_that_is_cut_while_it_is_looked_at_is_looked_at_again(tmp_path: P
     assert (code, "clean end, 4 entries" in output) == (0, True)
 
 
+class _Moving(Disk):
+    """Somebody renames or writes over files while they are looked at."""
+
+    def __init__(self, *moves: Callable[[], object]) -> None:
+        self._moves = list(moves)
+
+    def read(self, fd: int, length: int, offset: int) -> bytes:
+        data = super().read(fd, length, offset)
+        if self._moves:
+            self._moves.pop(0)()
+        return data
+
+
+def test_a_segment_that_the_server_seals_meanwhile_is_looked_at_under_its_new_name(tmp_path: Path) -> None:
+    active = tmp_path / "worker-1-20251010_000000-000001.wal"
+    sealed = tmp_path / "worker-1-20251010_000000-000001.wal.sealed"
+    content = segment([columnar(number, 60) for number in range(4)], closed=True)[0]
+    for command in ("verify", "ls"):
+        active.write_bytes(content)
+        code, output = in_process(_Moving(lambda: active.rename(sealed)), command, "--json", tmp_path)
+        [row] = [json.loads(line) for line in output.splitlines()]
+        assert (code, row["verdict"], row["entries"]) == (0, "clean end", 4)
+        assert row.get("state", "sealed") == "sealed"
+        assert row.get("file", str(sealed)) == str(sealed)
+        sealed.unlink()
+
+
+def test_a_segment_that_is_uploaded_meanwhile_is_gone_and_nothing_is_wrong_with_it(tmp_path: Path) -> None:
+    """Its file is written over then: what is read of it says nothing about the segment."""
+    sealed = tmp_path / "worker-1-20251010_000000-000001.wal.sealed"
+    free = tmp_path / "free"
+
+    def retire() -> None:
+        sealed.rename(free)
+        free.write_bytes(bytes(free.stat().st_size))
+
+    for command, path in (("verify", tmp_path), ("verify", sealed), ("ls", tmp_path)):
+        sealed.write_bytes(segment([columnar(number, 60) for number in range(4)], closed=True)[0])
+        code, output = in_process(_Moving(retire), command, path)
+        assert (code, "gone since" in output) == (0, command == "verify")
+        assert "damaged" not in output.replace("damaged  torn_bytes", "")
+
+
+def test_a_segment_that_is_written_to_meanwhile_is_not_called_damaged(tmp_path: Path) -> None:
+    """Of a group that is just being written, a reader may see the later entries, and not yet the earlier ones."""
+    active = tmp_path / "worker-1-20251010_000000-000001.wal"
+    content, offsets = segment([columnar(number, 60) for number in range(4)])
+    active.write_bytes(content[: offsets[2]] + bytes(offsets[3] - offsets[2]) + content[offsets[3] :])
+    code, output = in_process(_Moving(lambda: None, lambda: active.write_bytes(content)), "verify", tmp_path)
+    assert (code, "torn tail, 4 entries, no problems" in output) == (0, True)
+
+
 def test_cat_of_a_file_that_cannot_be_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "worker-1-20251010_000000-000001.wal.sealed"
     file.write_bytes(segment([columnar(number, 6000) for number in range(4)], closed=True)[0])
@@ -347,6 +404,55 @@ def test_replay_leaves_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert [done.entries for done in replay(healthy, replay_sources(str(source)), lambda *_: None)] == [4]
     assert len(healthy.segments(".wal.sealed")) == 3
     assert not list(Path(target.path).glob("*.incoming"))
+
+
+def test_a_file_at_the_path_of_one_that_waits_does_not_take_its_place(tmp_path: Path) -> None:
+    """The documentation has `saved/1.wal` for everything that is salvaged, and a node may upload later."""
+    target = WALDirectory(tmp_path / "node")
+    saved = tmp_path / "saved"
+    for number in range(3):
+        saved.mkdir()
+        salvage(str(write_segment(tmp_path / f"damaged-{number}", number + 1)), str(saved / "1.wal"))
+        list(replay(target, replay_sources(str(saved)), lambda *_: None))
+        shutil.rmtree(saved)
+    files = [file.path for file in target.segments(".wal.sealed")]
+    assert sorted(len(WALReader(file).read_all()) for file in files) == [2, 4, 6]
+
+
+@pytest.mark.parametrize("operations", range(14))
+def test_names_with_dots_are_kept_apart_whatever_interrupts_a_replay(tmp_path: Path, operations: int) -> None:
+    source = tmp_path / "arc"
+    source.mkdir()
+    for number, name in enumerate(("node.one.wal", "node.two.wal", "node.two.wal.sealed"), 1):
+        write_arc_file(source / name, number)
+    target = WALDirectory(tmp_path / "node")
+    target.make()
+    with contextlib.suppress(_Interrupted):
+        interrupted = WALDirectory(tmp_path / "node", _StoppingDisk(operations))
+        list(replay(interrupted, replay_sources(str(source)), lambda *_: None))
+    finish_interrupted(target, str(source))
+    list(replay(target, replay_sources(str(source)), lambda *_: None))
+    files = [file.path for file in target.segments(".wal.sealed")]
+    assert sorted(len(WALReader(file).read_all()) for file in files) == [1, 2, 3]
+    assert sorted(path.name for path in source.iterdir()) == ["node.one.wal.recovered", "node.two.wal.recovered"]
+    assert not list(Path(target.path).glob("*.incoming"))
+
+
+def test_a_copy_that_an_earlier_version_left_is_finished(tmp_path: Path) -> None:
+    """Its name depends on the path alone."""
+    source = tmp_path / "arc"
+    source.mkdir()
+    file = source / "worker-1-20231114_221320.wal"
+    write_arc_file(file, 3)
+    target = WALDirectory(tmp_path / "node")
+    target.make()
+    number = int.from_bytes(hashlib.sha256(str(file).encode()).digest()[:6], "big") + 1
+    copy = Path(target.path, f"worker-0-19700101_000000-{number:06d}.incoming")
+    copy.write_bytes(file.read_bytes())
+    file.rename(f"{file}.recovered")
+    assert finish_interrupted(target, str(source)) == 1
+    [sealed] = target.segments(".wal.sealed")
+    assert len(WALReader(sealed.path).read_all()) == 3
 
 
 def test_replay_refuses_the_nodes_own_log(wal: Path) -> None:

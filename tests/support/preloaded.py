@@ -168,7 +168,7 @@ def _start_helper(_pid: int) -> socket.socket:
 _SERVER: Final = ("arcpipe.supervisor.supervisor", "arcpipe.upload.uploader", "arcpipe.storage.local")
 _COMMANDS: Final = (
     *("arcpipe.cli.main", "arcpipe.cli.report", "arcpipe.cli.tables_compare", "arcpipe.load.formats"),
-    *("arcpipe.load.loader", "arcpipe.compaction.process", "arcpipe.lake.inspect", "arcpipe.wal.inspect"),
+    *("arcpipe.load.loader", "arcpipe.compaction.process", "arcpipe.lake.inspect", "arcpipe.wal.replay"),
     *("rich.console", "rich.live", "rich.progress", "rich.table"),
 )
 

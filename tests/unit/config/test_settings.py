@@ -699,6 +699,21 @@ def test_a_store_that_is_the_wal_directory_is_refused_by_any_name(
     config(in_toml(wal='dir = "data/wal"', storage='url = "file://./data/lake"'), None)
 
 
+def test_a_wal_directory_inside_of_the_store_is_told_and_accepted(
+    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database of its name could make a folder `schema.json` there, and block all uploads."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to("data")
+    for folder in ("data/wal", "link/wal/deep", str(tmp_path / "data/wal")):
+        [warning] = config(in_toml(wal=f'dir = "{folder}"', storage='url = "file://./data"'), None).warnings
+        assert warning.startswith(f"wal.dir = {folder} is inside of storage.url = file://./data")
+    for folder in ("data2", "data-wal", "wal"):
+        assert config(in_toml(wal=f'dir = "{folder}"', storage='url = "file://./data"'), None).warnings == ()
+    assert config(in_toml(wal='dir = "data"', storage='url = "s3://data"'), None).warnings == ()
+
+
 def test_half_a_tls_pair_is_refused(config: Any) -> None:
     found = problems(config, in_toml(server='tls_cert = "cert.pem"'))
     assert any("server.tls_key is not set: set both or neither" in line for line in found)

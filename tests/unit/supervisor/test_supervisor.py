@@ -15,11 +15,13 @@ from typing import NoReturn
 import pytest
 
 from arcpipe.counters import Counters, Node, Uploader, Worker, unpack_name
+from arcpipe.supervisor import backlog as backlog_module
 from arcpipe.supervisor.aftermath import Aftermath
 from arcpipe.supervisor.backlog import Backlog, Leftovers
 from arcpipe.supervisor.child import EXIT_SHORTAGE, Child, Pulse, be_killed_sooner, fork
 from arcpipe.wal import WALWriter
 from arcpipe.wal.directory import ACTIVE, SEALED, WALDirectory
+from tests.support.wal_doubles import Clock
 
 READY = 4711  # a pid: the child has started
 KILLED = 9  # statuses as waitpid tells them
@@ -464,6 +466,27 @@ def test_a_directory_that_is_gone_is_said_once_and_made_again(
     os.unlink(wal.directory.path)
     assert wal.shared() == (0, 0, 0, "")
     assert os.path.isdir(wal.directory.batches)
+
+
+@pytest.mark.parametrize(("takes", "pauses"), [(0.01, 0.04), (0.1, 0.4), (3.0, 1.0)])
+def test_a_measurement_that_takes_long_is_followed_by_a_pause(
+    wal: Wal, monkeypatch: pytest.MonkeyPatch, takes: float, pauses: float
+) -> None:
+    """Ten thousands of segments wait after a long outage, and each is looked at."""
+    clock = Clock()
+
+    def look() -> str:
+        clock.pass_seconds(takes)
+        return ""
+
+    monkeypatch.setattr(backlog_module, "time", clock)
+    monkeypatch.setattr(wal.backlog, "_look", look)
+    assert wal.backlog.is_due
+    wal.backlog.measure()
+    clock.pass_seconds(pauses - 0.01)
+    assert not wal.backlog.is_due
+    clock.pass_seconds(0.02)
+    assert wal.backlog.is_due
 
 
 def test_another_directory_in_the_place_of_that_of_the_start_is_told(

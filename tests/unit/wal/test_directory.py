@@ -111,6 +111,13 @@ def test_listings_are_by_state_and_slot_and_oldest_first(directory: WALDirectory
     assert directory.segments(RECOVERED) == []
 
 
+def test_a_slot_has_segments_by_state_and_none_of_another_slot(directory: WALDirectory) -> None:
+    for name in ("worker-1-20251008_143000-000001.wal", "worker-11-20251008_143000-000001.wal.sealed"):
+        Path(directory.path, name).write_bytes(b"")
+    found = {(slot, state): directory.has_segments(state, slot) for slot in (1, 2, 11) for state in (ACTIVE, SEALED)}
+    assert [key for key, there in found.items() if there] == [(1, ACTIVE), (11, SEALED)]
+
+
 def test_the_highest_number_counts_all_states_and_manifests(directory: WALDirectory) -> None:
     assert directory.highest_seq(1) == 0
     touch(
@@ -298,6 +305,27 @@ def test_a_second_instance_is_refused_with_the_pid_of_the_first(directory: WALDi
     other = WALDirectory(directory.path)
     other.lock(0.0)
     other.unlock()
+
+
+def test_a_lock_file_on_a_full_disk_locks_without_a_pid(
+    directory: WALDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", refuse)
+        directory.lock()
+    with pytest.raises(InstanceLocked, match="pid unknown"):
+        WALDirectory(directory.path).lock(0.0)
+    directory.unlock()
+
+
+def test_a_shorter_pid_takes_the_whole_place_of_a_longer_one(directory: WALDirectory) -> None:
+    Path(directory.path, "LOCK").write_text("99999999999\n")
+    directory.lock()
+    assert Path(directory.path, "LOCK").read_text() == f"{os.getpid()}\n"
+    directory.unlock()
 
 
 @pytest.mark.parametrize("removed", ["LOCK", "LOCK and all else"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from arcpipe.errors import WALError
-from arcpipe.wal.directory import WALDirectory
+from arcpipe.wal.directory import NodeIdentity, WALDirectory
 from arcpipe.wal.probe import probe
 from tests.crash.small_disks import small_disk
 
@@ -65,6 +65,27 @@ def test_a_full_disk_is_no_obstacle_where_the_start_makes_space(tmp_path: Path, 
         disk.fill()
         with pytest.raises(OSError, match="No space left on device"):
             probe(directory, may_free_space)
+
+
+def test_a_full_disk_with_its_spare_file_is_enough_for_a_start(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "tmpfs", 8) as disk:
+        directory = WALDirectory(disk.path / "wal")
+        directory.make()
+        first = directory.next_boot()
+        spare = Path(directory.batches, "spare-1")
+        spare.write_bytes(bytes(64 << 10))
+        for boot in (2, 3):
+            disk.fill()
+            probe(directory, may_free_space=True)
+            directory.lock()
+            directory.unlock()
+            assert directory.next_boot() == NodeIdentity(first.node, boot)
+            assert spare.read_bytes() == bytes(64 << 10), "the uploader needs it for its manifest"
+        assert sorted(path.name for path in Path(directory.path).iterdir() if path.is_file()) == ["LOCK", "node.json"]
+        spare.unlink()
+        disk.fill()
+        with pytest.raises(OSError, match="No space left on device"):
+            directory.next_boot()
 
 
 def test_who_has_the_lock_is_told(tmp_path: Path) -> None:

@@ -16,10 +16,12 @@ import pytest
 
 from arcpipe.errors import InstanceLocked
 from arcpipe.wal import WALReader, WALRecovery, WALWriter
+from arcpipe.wal import recovery as recovery_module
 from arcpipe.wal.directory import ACTIVE, RECOVERED, SEALED, WALDirectory
 from arcpipe.wal.format import make_identity
 from arcpipe.wal.reader import SegmentScan
 from arcpipe.wal.recovery import recover_at_start, recover_files, recover_slot, remove_recovered
+from arcpipe.wal.timestamps import LATEST_US
 from arcpipe.wal.verdict import ScanVerdict
 from tests.support.wal_doubles import BadBlocks, FaultyDisk
 from tests.support.wal_files import DAY, HEADER, IDENTITY, TWIN, columnar, end, entry, segment, start, written_over
@@ -64,6 +66,66 @@ def listing(directory: WALDirectory) -> set[str]:
 def test_an_empty_directory_needs_nothing(directory: WALDirectory) -> None:
     summary = recover_at_start(directory)
     assert (summary.files, summary.entries, summary.last_timestamp(1)) == ([], 0, 0)
+
+
+@pytest.mark.parametrize("created", [LATEST_US + 1, 1 << 63, (1 << 64) - 1])
+def test_a_time_that_no_clock_shows_stops_neither_the_start_nor_a_worker(directory: WALDirectory, created: int) -> None:
+    """The next entry's timestamp would not fit, and the next segment's name has no such year."""
+    content = HEADER + start(created, identity=IDENTITY)
+    content += entry(columnar(1, 60, IDENTITY), DAY + 1) + entry(columnar(2, 60, IDENTITY), DAY + 2)
+    Path(directory.path, name()).write_bytes(content)
+    Path(directory.path, name(2)).write_bytes(HEADER + start(created, slot=2))  # without an identity, and with no entry
+    summary = recover_at_start(directory)
+    assert sealed(directory)[f"{name()}.sealed"] == [1, 2]
+    for slot in (1, 2):
+        assert summary.last_timestamp(slot) <= LATEST_US
+        writer = WALWriter(directory, slot, last_timestamp=summary.last_timestamp(slot))
+        writer.append([{"measurement": "cpu", "usage": 1.0}])
+        writer.close()
+
+
+def test_a_bug_that_one_file_meets_leaves_it_and_stops_nothing(
+    directory: WALDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seq in (1, 2, 3):
+        put(directory, segment([columnar(seq, 60)])[0], seq=seq)
+
+    def scan(path: str, **others: Any) -> SegmentScan:
+        if "000002" in path:
+            raise ValueError("a bug")
+        return SegmentScan(path, **others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recovery_module, "SegmentScan", scan)
+        summary = recover_at_start(directory, sleep=lambda seconds: None)
+    assert list(sealed(directory).values()) == [[1], [3]]
+    assert [file.filename for file in summary.unreadable] == [name(seq=2)]
+    recover_files(directory, summary.unreadable)
+    assert list(sealed(directory).values()) == [[1], [2], [3]]
+
+
+def test_what_is_no_file_stops_nothing(directory: WALDirectory) -> None:
+    """To open a named pipe would wait until somebody writes to it."""
+    put(directory, segment([columnar(1, 60)])[0])
+    os.mkfifo(Path(directory.path, name(seq=2)))
+    Path(directory.path, name(seq=3)).mkdir()
+    Path(directory.path, name(seq=4)).symlink_to("nowhere")
+    summary = recover_at_start(directory, sleep=lambda seconds: None)
+    assert list(sealed(directory).values()) == [[1]]
+    assert [file.filename for file in summary.unreadable] == [name(seq=3)]
+    assert os.listdir(directory.quarantine) == [name(seq=2)]
+    assert {found.name for found in Path(directory.path).iterdir()} >= {name(seq=3), name(seq=4)}
+
+
+def test_a_lack_of_memory_is_no_bug_and_waits(directory: WALDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(directory, segment([columnar(1, 60)])[0])
+
+    def scan(path: str, **others: Any) -> SegmentScan:
+        raise MemoryError
+
+    monkeypatch.setattr(recovery_module, "SegmentScan", scan)
+    with pytest.raises(MemoryError):
+        recover_at_start(directory)
 
 
 def test_the_spool_is_cleared_of_files_and_of_nothing_else(directory: WALDirectory) -> None:

@@ -445,6 +445,25 @@ def test_small_segments_are_only_completed_while_none_of_the_slot_waits(
     assert sorted(contents(directory)) == [[1], [2, 3, 4, 5], [6]]
 
 
+def test_to_know_that_one_waits_the_others_are_not_looked_at(
+    directory: WALDirectory, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that commits looks four times a second, and a long outage leaves ten thousands of them."""
+    writer = WALWriter(directory, 1, WALOptions(flush_max_age_seconds=5))
+    Path(directory.path, "worker-1-20251008_143000-000001.wal.sealed").write_bytes(b"")
+    commit(writer, 1)
+    clock.pass_seconds(6)
+    with monkeypatch.context() as patch:
+        patch.setattr(directory, "segments", None)
+        writer.tick()
+        assert writer.stats.rotations == 0
+        Path(directory.path, "worker-1-20251008_143000-000001.wal.sealed").unlink()
+        wait_ready(writer)
+        writer.tick()
+        assert writer.stats.rotations == 1
+    writer.close()
+
+
 def test_a_segment_that_waits_for_good_does_not_hold_the_others_back(directory: WALDirectory, clock: Clock) -> None:
     """One that cannot be read, or whose manifest is damaged, may wait for an operator."""
     Path(directory.path, "worker-1-20251008_143000-000001.wal.sealed").write_bytes(b"")
@@ -486,6 +505,17 @@ def test_numbers_go_on_where_the_directory_ends(directory: WALDirectory) -> None
     assert writer.segment.name.seq == 42
     writer.close()
     assert WALWriter(directory, 1, next_seq=7).segment.name.seq == 7
+
+
+def test_a_number_that_no_server_gives_is_not_gone_on_from(directory: WALDirectory) -> None:
+    """A person gave it to a file. The next one would not fit the start entry, and no worker could start."""
+    for number in (3, (1 << 64) - 1, 10**25):
+        Path(directory.path, f"worker-1-20251008_143000-{number}.wal.recovered").write_bytes(b"")
+    writer = WALWriter(directory, 1)
+    commit(writer, 1)
+    assert writer.segment.name.seq == 4
+    writer.close()
+    assert contents(directory) == [[1]]
 
 
 def test_a_shipped_segment_is_written_over_and_nothing_old_is_seen(directory: WALDirectory, clock: Clock) -> None:
@@ -838,6 +868,29 @@ def test_trouble_with_the_next_segment_leaves_no_litter(directory: WALDirectory,
     assert [number for numbers in contents(directory) for number in numbers] == [0, 99]
 
 
+def keep_what_failed(operation: str, path: str) -> None:
+    """A fault: what has its name gets no further, and cannot be removed."""
+    if operation == "sync_directory" or (operation == "unlink" and "worker-" in path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+
+def test_a_next_segment_that_could_not_be_removed_is_removed_later(directory: WALDirectory, disk: FaultyDisk) -> None:
+    """It has no entry, but would count as one that waits to be sealed, until the next start."""
+    writer = WALWriter(directory, 1, WALOptions(max_size_bytes=3000))
+    commit(writer, 0, size=2000)
+    wait_ready(writer)
+    disk.fault = keep_what_failed
+    commit(writer, 1, size=2000)  # takes the one that is ready
+    wait_ready(writer)
+    disk.fault = lambda operation, path: None
+    wait_sealed(writer)
+    assert len(directory.segments(ACTIVE)) == 2, "one in use, one that failed"
+    commit(writer, 2, size=2000)
+    writer.close()
+    assert directory.segments(ACTIVE) == []
+    assert [number for numbers in contents(directory) for number in numbers] == [0, 1, 2]
+
+
 def test_closing_while_it_fails_leaves_the_rest_to_the_next_start(directory: WALDirectory, disk: FaultyDisk) -> None:
     writer = WALWriter(directory, 1)
     commit(writer, 1)
@@ -893,6 +946,26 @@ def test_a_directory_that_was_moved_away_keeps_what_it_has(
     assert contents(directory) == [[2]]
     moved = WALDirectory(tmp_path / "elsewhere")
     assert [1] in contents(moved, ACTIVE)
+
+
+def test_a_segment_whose_file_cannot_be_looked_at_is_neither_gone_nor_a_bug(
+    directory: WALDirectory, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a network file system: the next write tells what is wrong."""
+    writer = WALWriter(directory, 1)
+    commit(writer, 1)
+    segment = writer.segment
+
+    def refuse(fd: int) -> os.stat_result:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", refuse)
+        writer.tick()
+    commit(writer, 2)
+    assert writer.segment is segment
+    writer.close()
+    assert contents(directory) == [[1, 2]]
 
 
 def test_a_missing_pool_folder_is_made_again(directory: WALDirectory) -> None:
@@ -1128,6 +1201,46 @@ def test_a_kill_at_any_moment_of_a_replacement_neither_loses_nor_doubles(
     assert len(found) > 15
     assert [numbers for numbers in found if numbers not in ([1, 2, 3], [1, 2, 3, 4])] == []
     assert contents(directory) == [[1], [2, 3, 4]]
+
+
+def test_a_successor_that_failed_and_cannot_be_removed_does_not_come_twice(
+    directory: WALDirectory, disk: FaultyDisk
+) -> None:
+    """It holds the retained groups, durably: with a second one of them, recovery would have them twice."""
+    writer = WALWriter(directory, 1, LATER)
+    commit(writer, 1, 2)
+    wait_ready(writer)
+    fail_a_sync(writer, disk)
+    disk.fault = keep_what_failed
+    for _ in range(3):
+        with pytest.raises(CommitFailed):
+            commit(writer, 3)
+    assert [numbers for numbers in contents(directory, ACTIVE) if numbers] == [[1, 2], [1, 2]]
+    disk.fault = lambda operation, path: None
+    commit(writer, 4)
+    writer.close()
+    recover_at_start(directory)
+    assert [number for numbers in contents(directory) for number in numbers] == [1, 2, 4]
+    assert directory.segments(ACTIVE) == []
+
+
+def test_a_lack_of_memory_does_not_end_the_background_syncs(directory: WALDirectory, disk: FaultyDisk) -> None:
+    writer = WALWriter(directory, 1, WALOptions(sync_mode="async", async_interval_seconds=0.05))
+    wait_ready(writer)
+    background = writer._background
+    assert background is not None
+    lacking = threading.Event()
+
+    def fault(operation: str, path: str) -> None:
+        if operation == "fdatasync" and not lacking.is_set():
+            lacking.set()
+            raise MemoryError
+
+    disk.fault = fault
+    commit(writer, 1)
+    wait_until(lambda: lacking.is_set() and background.retained == [], "the group is synced by the next try")
+    writer.close()
+    assert contents(directory) == [[1]]
 
 
 @pytest.mark.parametrize("operation", ["truncate", "fsync"])
