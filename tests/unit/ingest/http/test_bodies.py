@@ -5,6 +5,7 @@ The connections, the routes and the WAL are the real ones, in this process (test
 
 from __future__ import annotations
 
+import gc
 import gzip
 import threading
 import tracemalloc
@@ -92,3 +93,30 @@ def test_a_damaged_body_is_refused_in_the_loop_or_on_the_thread(tmp_path: Path, 
         edge.settle()
         assert peer.statuses == [400]
         assert edge.exceptions == []
+
+
+@pytest.mark.parametrize("path", [V2, "/write", "/v1/metrics", "/api/v1/ingest/m"])
+@pytest.mark.parametrize("coding", ["", "deflate"])
+def test_a_body_that_was_refused_is_not_kept(tmp_path: Path, path: str, coding: str) -> None:
+    """Its error's traceback had the frames that hold it, one of which had the error: a cycle, which stays for long."""
+    count, bad = 5, b"\0" * 4_000_000
+    content = zlib.compress(bad) if coding else bad
+    headers = {"Content-Type": "application/x-protobuf" if path == "/v1/metrics" else "application/json"}
+    request = request_bytes("POST", path, content, headers | ({"Content-Encoding": coding} if coding else {}))
+    with Edge(tmp_path) as edge:
+        peer = edge.connect()
+        peer.feed(request)
+        edge.settle()
+        gc.collect()
+        gc.disable()
+        tracemalloc.start()
+        try:
+            for _ in range(count):
+                peer.feed(request)
+                edge.settle()
+            kept, _most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+            gc.enable()
+        assert peer.statuses == [400] * (1 + count)
+    assert kept < 2 * len(bad)  # the last one, at most
