@@ -17,7 +17,7 @@ from arcpipe.errors import ArcpipeError
 
 if TYPE_CHECKING:
     from arcpipe.config.settings import Settings
-    from arcpipe.tables.base import TableFormat, TableName
+    from arcpipe.tables.base import TableError, TableFormat, TableName, UnreadableTables
 
 app = typer.Typer(
     help="Look at Iceberg and Delta tables, commit to them, and compare them with the store.",
@@ -41,17 +41,22 @@ _BUSY_SECONDS = 0.2  # between two tries to get the lock
 def ls(config: ConfigOption = None, as_json: JSONOption = False) -> None:
     """List the tables, with what waits for them.
 
+    Exit code: 1 if a table cannot be read.
+
     \b
     Example:
       arcpipe tables ls
     """
     settings = load_settings(config)
     states = _states(settings)
+    unreadable: UnreadableTables = {}
     with open_tables(settings) as tables:
         rows = []
-        for table in tables.all_tables():
-            state = states.get(table, {})
-            row = {"database": table[0], "measurement": table[1], "files": _count(tables, table), **_shown(state)}
+        found = tables.all_tables(unreadable)
+        for table in sorted({*found, *unreadable}):
+            files = None if table in unreadable else _count(tables, table, unreadable)
+            state = _shown(states.get(table, {}), unreadable.get(table))
+            row = {"database": table[0], "measurement": table[1], "files": files, **state}
             if as_json:
                 print_json([row])
             rows.append(row)
@@ -59,6 +64,8 @@ def ls(config: ConfigOption = None, as_json: JSONOption = False) -> None:
         ("database", "measurement", "files", "last_commit", "waiting", "problem"), rows, ("database", "measurement")
     ):
         print("There are no tables yet: the first commit makes them.")
+    if unreadable:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -70,12 +77,15 @@ def show(
 ) -> None:
     """Show a table: its columns, the marker of each node, its files, and what waits for it.
 
+    Exit code: 1 if there is no such table, or its files cannot be read.
+
     \b
     Example:
       arcpipe tables show default cpu
     """
     settings = load_settings(config)
     table = database, measurement
+    unreadable: UnreadableTables = {}
     with open_tables(settings) as tables:
         columns = tables.columns(table)
         if not columns:
@@ -84,21 +94,17 @@ def show(
             "database": database,
             "measurement": measurement,
             "format": tables.name,
-            "files": _count(tables, table),
-            **_shown(_states(settings).get(table, {})),
+            "files": _count(tables, table, unreadable),
+            **_shown(_states(settings).get(table, {}), unreadable.get(table)),
             "markers": tables.markers(table),
             "columns": {column.name: column.type for column in columns if not column.present},
         }
     if as_json:
         print_json([found])
-        return
-    for name, value in found.items():
-        if isinstance(value, dict):
-            print(f"{name}:")
-            for key, one in value.items():
-                print(f"  {key:<24}  {one}")
-        else:
-            print(f"{name:<12}  {'' if value is None else value}")
+    else:
+        _print_table(found)
+    if unreadable:
+        raise typer.Exit(1)
 
 
 @app.command("commit-now")
@@ -152,12 +158,16 @@ def maintain(
     settings = load_settings(config)
     only = _only(database, measurement)
     failed = 0
+    unreadable: UnreadableTables = {}
     with open_tables(settings) as tables:
-        found = [table for table in tables.all_tables() if database in (None, table[0]) and only in (None, table)]
+        listed = sorted({*tables.all_tables(unreadable), *unreadable})
+        found = [table for table in listed if database in (None, table[0]) and only in (None, table)]
         with progress(len(found), as_json) as show_progress:
             for table in found:
                 row: dict[str, Any] = {"database": table[0], "measurement": table[1]}
                 try:
+                    if table in unreadable:
+                        raise unreadable[table]
                     done = tables.maintain(table)
                 except ArcpipeError as error:
                     failed += 1
@@ -254,16 +264,33 @@ def _states(settings: Settings) -> dict[TableName, dict[str, Any]]:
     return {(state.database, state.measurement): msgspec.structs.asdict(state) for state in found.listed}
 
 
-def _shown(state: dict[str, Any]) -> dict[str, Any]:
+def _print_table(found: dict[str, Any]) -> None:
+    for name, value in found.items():
+        if isinstance(value, dict):
+            print(f"{name}:")
+            for key, one in value.items():
+                print(f"  {key:<24}  {one}")
+        else:
+            print(f"{name:<12}  {'' if value is None else value}")
+
+
+def _shown(state: dict[str, Any], unreadable: TableError | None) -> dict[str, Any]:
+    problem = state.get("problem") or None if unreadable is None else str(unreadable)
     last = state.get("last_commit") or 0
     moment = datetime.fromtimestamp(last, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if last else None
-    return {"last_commit": moment, "waiting": state.get("waiting_files", 0), "problem": state.get("problem") or None}
+    return {"last_commit": moment, "waiting": state.get("waiting_files", 0), "problem": problem}
 
 
-def _count(tables: TableFormat, table: TableName) -> int | None:
+def _count(tables: TableFormat, table: TableName, unreadable: UnreadableTables) -> int | None:
+    """Count the files of a table; None if it was dropped since, or cannot be read, which is noted then."""
+    from arcpipe.tables.base import Dropped, TableError
+
     try:
         return sum(1 for _ in tables.files(table))
-    except ArcpipeError:  # dropped since, or it cannot be read: its problem tells it
+    except Dropped:
+        return None
+    except TableError as error:
+        unreadable[table] = error
         return None
 
 

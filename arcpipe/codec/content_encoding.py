@@ -14,6 +14,7 @@ Bytes after the end of the encoded data are refused. Checksums are verified.
 from __future__ import annotations
 
 import sys
+from time import perf_counter
 from typing import Final, Literal, Protocol
 
 from isal import igzip_lib
@@ -31,8 +32,9 @@ Coding = Literal["gzip", "deflate", "zstd", "snappy"]
 # The codings that can be decoded, as an Accept-Encoding field lists them.
 ACCEPTED: Final = "gzip, deflate, zstd, snappy"
 
-# Bytes per piece of input, and of output.
+# Bytes per piece of input, and of output. A small piece takes 15 ms at most: deflate may have a block in each 10 bits.
 _INPUT_BYTES: Final = 64 * KB
+_SMALL_INPUT_BYTES: Final = 32 * KB
 _OUTPUT_BYTES: Final = 256 * KB
 # The least cost of a call into the decompressor, in bytes of output that it could have made instead.
 _CALL_BYTES: Final = 4 * KB
@@ -99,6 +101,11 @@ def told_bytes(coding: Coding, data: bytes | memoryview) -> int:
             return zstd.get_frame_info(data).decompressed_size or 0
         except zstd.ZstdError:  # damaged, or a skippable frame
             return 0
+    if coding == "snappy":
+        try:
+            return snappy.decoded_bytes(data)
+        except BadPayload:
+            return 0
     return 0
 
 
@@ -131,21 +138,25 @@ class Decoder:
         self._pieces: list[bytes] = []
         self._size = 0
 
-    def advance(self, budget_bytes: int) -> bool:
+    def advance(self, budget_bytes: int, deadline: float | None = None) -> bool:
         """Decode about `budget_bytes` more of output. Returns True when the body is whole.
+
+        Args:
+            deadline: no further piece is begun after this time, by perf_counter.
 
         Raises:
             BadPayload, PayloadTooLarge: as `decode` does.
         """
         if self._coding == "snappy":
             return self._decode_block(budget_bytes)
+        input_bytes = _INPUT_BYTES if deadline is None else _SMALL_INPUT_BYTES
         while True:
             stream = self._stream
             if stream is None:
                 if self._position == len(self._data) and self._parts:
                     return True
                 stream = self._stream = self._begin_part()
-            piece = self._step(stream)
+            piece = self._step(stream, input_bytes)
             if piece:
                 self._size += len(piece)
                 if self._size > self._max_bytes:
@@ -155,7 +166,8 @@ class Decoder:
                 self._position -= len(stream.unused_data)
                 self._stream = None
             budget_bytes -= max(len(piece), _CALL_BYTES)
-            if budget_bytes <= 0 and not (self._stream is None and self._position == len(self._data)):
+            is_over = budget_bytes <= 0 or (deadline is not None and perf_counter() > deadline)
+            if is_over and not (self._stream is None and self._position == len(self._data)):
                 return False
 
     def decoded(self) -> bytes:
@@ -181,11 +193,11 @@ class Decoder:
         self._part_start = self._position
         return _decompressor(self._coding, rest)
 
-    def _step(self, stream: _Decompressor) -> bytes:
+    def _step(self, stream: _Decompressor, input_bytes: int) -> bytes:
         data: memoryview | bytes = b""
         needs_input = stream.needs_input
         if needs_input:
-            data = self._data[self._position : self._position + _INPUT_BYTES]
+            data = self._data[self._position : self._position + input_bytes]
             self._position += len(data)
         try:
             # One byte more than allowed shows that it is too much.

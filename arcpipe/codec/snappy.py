@@ -13,6 +13,8 @@ from arcpipe.errors import BadPayload, PayloadTooLarge
 
 # The largest factor that a block can grow by: 64 bytes from three, and some for its front.
 _MOST_GROWTH: Final = 22
+# The first bytes of the framing format, which begins as a block of 895 bytes does.
+_STREAM: Final = b"\xff\x06\x00\x00sNaPpY"
 _SIZE_BYTES: Final = 5  # of the varint in front, at most
 
 
@@ -28,6 +30,8 @@ def decode_block(data: bytes | memoryview, max_bytes: int) -> bytes:
         BadPayload: it is damaged, or no block.
         PayloadTooLarge: more than `max_bytes` would come out.
     """
+    if bytes(data[: len(_STREAM)]) == _STREAM:
+        raise BadPayload("the body is a snappy stream, and has to be one snappy block, without frames")
     size, front = _read_front(data)
     if size > max_bytes:
         raise PayloadTooLarge(f"the decoded body has more than {max_bytes} bytes")
@@ -40,7 +44,9 @@ def decode_block(data: bytes | memoryview, max_bytes: int) -> bytes:
     try:
         decoded: bytes = pa.Codec("snappy").decompress(data, size, asbytes=True)
     except (OSError, pa.ArrowInvalid):
-        raise BadPayload("the body is no snappy block, or a damaged one; send Content-Encoding: snappy") from None
+        raise BadPayload(
+            f"the body is no snappy block, or a damaged one: {len(data)} bytes do not become the {size} that it tells"
+        ) from None
     return decoded
 
 

@@ -75,6 +75,10 @@ class Older(TableError):
     """The catalogue is older than the tables that it has: nothing may be committed to any of them."""
 
 
+UnreadableTables = dict[TableName, TableError]
+"""Why tables cannot be read, by the name that catalogue or store tell; `("", folder)` if they tell a folder only."""
+
+
 class NewFile(NamedTuple):
     """A Parquet file in the store that no table holds yet."""
 
@@ -166,8 +170,15 @@ class TableFormat(Protocol):
         """
         ...
 
-    def all_tables(self) -> list[TableName]:
-        """Return the tables that are arcpipe's, sorted."""
+    def all_tables(self, unreadable: UnreadableTables | None = None) -> list[TableName]:
+        """Return the tables that are arcpipe's, sorted.
+
+        Args:
+            unreadable: gets those that cannot be read, so that nobody knows whether they are arcpipe's.
+
+        Raises:
+            TableError: the catalogue or the store does not answer; or a table cannot be read, and `unreadable` is None.
+        """
         ...
 
     def columns(self, table: TableName) -> list[Column]:

@@ -28,7 +28,16 @@ from arcpipe.counters import Committer as Block
 from arcpipe.disk import Disk
 from arcpipe.errors import ArcpipeError, DamagedFile, UnknownVersion
 from arcpipe.storage import LakeStore
-from arcpipe.tables.base import Conflict, Older, Refused, TableError, TableFormat, TableName, Unavailable
+from arcpipe.tables.base import (
+    Conflict,
+    Older,
+    Refused,
+    TableError,
+    TableFormat,
+    TableName,
+    Unavailable,
+    UnreadableTables,
+)
 from arcpipe.tables.commit_file import CommitFileName, CommitFiles
 from arcpipe.tables.pending import Blocked, Chunk, Part, chunks, in_order, table_of
 from arcpipe.tables.states import Kind, States
@@ -100,9 +109,9 @@ class Committer:
         """
         await self.commits.call(self._tables.check)
 
-    async def all_tables(self) -> list[TableName]:
-        """Return the tables that are arcpipe's. Raises TableError."""
-        return await self.commits.call(self._tables.all_tables)
+    async def all_tables(self, unreadable: UnreadableTables) -> list[TableName]:
+        """Return the tables that are arcpipe's, as `TableFormat.all_tables` does. Raises TableError."""
+        return await self.commits.call(self._tables.all_tables, unreadable)
 
     async def maintain(self, table: TableName) -> None:
         """Do the upkeep of one table. Raises TableError."""

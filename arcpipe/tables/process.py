@@ -24,7 +24,7 @@ from arcpipe.counters import Counters, Uploader
 from arcpipe.errors import ArcpipeError, DamagedFile, UnknownVersion
 from arcpipe.storage import LakeStore, open_store
 from arcpipe.tables import open_format
-from arcpipe.tables.base import Dropped, Older, TableError, TableFormat, TableName
+from arcpipe.tables.base import Dropped, Older, TableError, TableFormat, TableName, UnreadableTables
 from arcpipe.tables.commit_file import FOLDER, Busy
 from arcpipe.tables.committer import Committer, Foreign, Round
 from arcpipe.tables.states import States
@@ -231,12 +231,15 @@ class CommitterProcess:
         if now < self._look_due:
             return
         self._look_due = now + _IDLE_SECONDS
+        unreadable: UnreadableTables = {}
         try:
-            found = await committer.all_tables()
+            found = await committer.all_tables(unreadable)
         except Exception as error:  # of any kind: the next time will do
             self._look_due = now + _UPKEEP_SECONDS
             log.warning("the upkeep of tables that nobody writes to has to wait: %s", error)
             return
+        for table, problem in unreadable.items():
+            log.warning("the upkeep of table %r.%r has to wait: it cannot be read: %s", *table, problem)
         for table in found:
             self._upkeep_due.setdefault(table, now + random.uniform(0.0, 0.25) * _IDLE_SECONDS)
 

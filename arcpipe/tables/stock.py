@@ -23,7 +23,7 @@ from arcpipe.lake.folders import parse_file_name, parse_folder
 from arcpipe.lake.footers import Unreadable, find_footer, in_parallel
 from arcpipe.lake.keys import Hidden, encode_database, encode_name
 from arcpipe.storage import LakeStore
-from arcpipe.tables.base import Conflict, Dropped, NewFile, TableFormat, TableName, is_outside
+from arcpipe.tables.base import Conflict, Dropped, NewFile, TableFormat, TableName, UnreadableTables, is_outside
 from arcpipe.tables.commit_file import CommitFiles
 from arcpipe.tables.committer import BATCH_ENDINGS
 from arcpipe.tables.pending import table_of
@@ -94,15 +94,19 @@ class Stock:
             TableError: the tables cannot be listed.
             StorageError: the store cannot be listed.
         """
-        known = [only] if only is not None else await self._call(self._tables.all_tables)
+        unreadable: UnreadableTables = {}
+        known = [only] if only is not None else await self._call(self._tables.all_tables, unreadable)
         folders: dict[str, TableName] = {folder: table for table in known for folder in _folders_of(table)}
         found = await self._folders(only)
         by_table: dict[TableName, list[str]] = {table: [] for table in known}
         for folder in found:
             table = folders.get(folder) or table_of(folder) or ("", folder)
             by_table.setdefault(table, []).append(folder)
-        for table in sorted(by_table):
-            yield await self._compare(table, by_table[table])
+        for table in sorted(by_table.keys() | unreadable.keys()):
+            if (problem := unreadable.get(table)) is None:
+                yield await self._compare(table, by_table[table])
+            else:
+                yield Report(table, True, 0, 0, [], [], 0, 0, 0, 0, str(problem))
 
     async def _folders(self, only: TableName | None) -> list[str]:
         """List the folders of measurements in the store."""

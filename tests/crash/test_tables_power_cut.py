@@ -27,7 +27,7 @@ from arcpipe.disk import Disk
 from arcpipe.errors import ArcpipeError
 from arcpipe.storage import open_store
 from arcpipe.tables import ledger as ledger_module
-from arcpipe.tables.base import TableName
+from arcpipe.tables.base import TableName, UnreadableTables
 from arcpipe.tables.commit_file import CommitFileName, CommitFiles, DataFile
 from arcpipe.tables.committer import Committer
 from arcpipe.tables.ledger import Ledger
@@ -59,7 +59,7 @@ class MemoryTables(ModelTables):
     def load(self, table: TableName) -> tuple[int, dict[str, Any]] | None:
         return self.content.get(table)
 
-    def all_tables(self) -> list[TableName]:
+    def all_tables(self, unreadable: UnreadableTables | None = None) -> list[TableName]:
         return sorted(self.content)
 
     def _write(self, table: TableName, version: int, content: dict[str, Any]) -> None:

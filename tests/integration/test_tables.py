@@ -202,6 +202,33 @@ def test_commands_of_tables_need_tables(tmp_path: Path) -> None:
     assert 'tables.format is "none": there are no tables' in arcpipe(server, "tables", "ls", code=2)
 
 
+@pytest.mark.parametrize("format_name", MOSTLY_DELTA)
+def test_commands_name_a_table_that_cannot_be_read_and_go_on(tmp_path: Path, format_name: str) -> None:
+    metadata = "_iceberg/default/{}/metadata/*.json" if format_name == "iceberg" else "default/{}/_delta_log/*.json"
+    with serving(tmp_path, format_name) as server:
+        for name in ("cpu", "disk", "long" * 60):  # only the table's metadata tells the last name
+            write(server, 1, measurement=name)
+        wait_until(lambda: len({path.parent for path in server.lake.glob(metadata.format("*"))}) == 3, "three tables")
+        server.stop()
+    for name in ("cpu", "long*"):
+        for path in server.lake.glob(metadata.format(name)):
+            path.write_text("not JSON")
+    rows = [json.loads(line) for line in arcpipe(server, "tables", "ls", "--json", code=1).splitlines()]
+    listed = {row["measurement"]: row for row in rows}
+    assert (listed["disk"]["files"], listed["disk"]["problem"]) == (1, None)
+    assert len(listed) == 3
+    for name in listed.keys() - {"disk"}:
+        assert listed[name]["files"] is None
+        assert re.search("cannot read|damaged|is no JSON", listed[name]["problem"])
+    assert "default/long" in str(listed) or "longlong" in str(listed)
+    for command, done in (("maintain", "default.disk: 0 metadata files"), ("verify", "default.disk: ok")):
+        said = arcpipe(server, "tables", command, code=1)
+        assert done in said
+        assert "cpu" in said
+        assert "longlong" in said
+    assert "0 files added" not in arcpipe(server, "tables", "import")
+
+
 @long
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_compaction_and_retention_go_by_the_table(tmp_path: Path, format_name: str) -> None:

@@ -23,6 +23,7 @@ from arcpipe.tables.base import (
     Maintained,
     NewFile,
     TableName,
+    UnreadableTables,
 )
 from arcpipe.tables.schema import differing, word_of
 
@@ -74,7 +75,7 @@ class ModelTables:
         self._write(table, version + 1, {"files": added, "markers": content["markers"] | {node: seq}, "types": types})
         return Committed(seq, version + 1, len(files), version == 0)
 
-    def all_tables(self) -> list[TableName]:
+    def all_tables(self, unreadable: UnreadableTables | None = None) -> list[TableName]:
         return sorted(
             (unquote(path.parent.name), unquote(path.name)) for path in self.root.glob("*/*") if self._versions(path)
         )

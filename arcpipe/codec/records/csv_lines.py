@@ -23,6 +23,7 @@ _WINDOW_BYTES: Final = 64 * KB  # of lines that are decoded at a time
 _STEP_BYTES: Final = 256 * KB  # of records that are read at a time, about; each step takes some milliseconds
 _FIRST_ROWS: Final = 64  # records of the first step, which tells how long they are
 _MOST_ROWS: Final = 4096
+_SKIP_BYTES: Final = 256 * KB  # of blank lines that are skipped at a time
 _MOST_LINE_BYTES: Final = MB  # of a line, which the csv module reads in one call
 _CELLS_BETWEEN_CHECKS: Final = 1 << 16
 _MOST_NAMES: Final = 4096  # in the first record: each record needs as many cells
@@ -50,13 +51,14 @@ def encode(body: bytes, check: Callable[[], None] = go_on, *, roles: Roles, rule
     report = Report(effort)
     lines = _Lines(body, check)
     reader = csv.reader(lines, strict=True)
+    lines.skip_blank(0)
     names = _read_names(reader)
     if names is None:
         return Records(None, [], 0)
     gatherer = Gatherer(roles, rule, effort)
     table = _Table(names, roles, gatherer, check)
     rows_wanted = _FIRST_ROWS
-    line = reader.line_num + 1
+    line = reader.line_num + lines.skipped + 1
     while True:
         check()
         began = lines.taken
@@ -71,7 +73,9 @@ def encode(body: bytes, check: Callable[[], None] = go_on, *, roles: Roles, rule
             line = _report(bad, rows, line, report)
         if error:
             report.add_one(f"not a CSV record: {error}", Place(line, b""))
-        line = reader.line_num + 1
+        if rows and not any(rows):
+            lines.skip_blank(reader.line_num)
+        line = reader.line_num + lines.skipped + 1
         if not (rows or error):
             return Records(gatherer.maps.encoded(), report.errors, report.more_errors)
         size = (lines.taken - began) // (len(rows) or 1) or 1
@@ -102,18 +106,22 @@ class _Lines:
     def __init__(self, body: bytes, check: Callable[[], None]) -> None:
         self._body = body
         self._check = check
+        self._pos = len(BOM) if body.startswith(BOM) else 0
+        self._window: list[str] = []
+        self._before = 0  # lines that were given, without those of the window
         self.taken = 0
+        self.skipped = 0
 
     def __iter__(self) -> Iterator[str]:
         body = self._body
-        pos = len(BOM) if body.startswith(BOM) else 0
-        while pos < len(body):
+        while (pos := self._pos) < len(body):
             self._check()
             end = len(body) if len(body) - pos <= _WINDOW_BYTES else body.rfind(b"\n", pos, pos + _WINDOW_BYTES) + 1
             end = end or body.find(b"\n", pos) + 1 or len(body)
             if end - pos > _MOST_LINE_BYTES:
                 raise BadPayload(f"a line of CSV has more than {_MOST_LINE_BYTES} bytes")
-            lines = body[pos:end].decode("utf-8", "surrogateescape").split("\n")
+            lines = self._window = body[pos:end].decode("utf-8", "surrogateescape").split("\n")
+            self._pos = end
             last = lines.pop()
             for line in lines:
                 self.taken += len(line) + 1
@@ -121,7 +129,29 @@ class _Lines:
             if last:
                 self.taken += len(last)
                 yield last
-            pos = end
+            self._before += len(lines) + bool(last)
+            self._window = []
+
+    def skip_blank(self, given: int) -> None:
+        """Skip the blank lines that come next: the csv module takes 0.3 µs for each. Not within a record.
+
+        Args:
+            given: how many lines this has given, which the reader knows.
+        """
+        window, first = self._window, given - self._before
+        end = next((number for number in range(first, len(window)) if window[number].strip("\r")), len(window))
+        self.skipped += max(end - first, 0)
+        del window[first:end]  # of the list that `__iter__` goes through
+        body = self._body
+        while first >= len(window) and self._pos < len(body):
+            self._check()
+            found = body[self._pos : self._pos + _SKIP_BYTES]
+            blank = len(found) - len(found.lstrip(b"\r\n"))
+            end = body.rfind(b"\n", self._pos, self._pos + blank) + 1
+            if not end:
+                return
+            self.skipped += body.count(b"\n", self._pos, end)
+            self._pos = end
 
 
 def _report(bad: BadRows, rows: list[list[str]], line: int, report: Report) -> int:

@@ -259,20 +259,24 @@ class WriteEndpoints:
         def done(error: Exception | None) -> None:
             if isinstance(error, ClientGone):
                 exchange.cut_off()
-                return
-            try:
-                if error is not None:
-                    raise error
-                settle(exchange, target, outcome[0])
-            except (BadPayload, PayloadTooLarge) as refused:
-                self._refuse_body(exchange, refused)
-            except Exception as bug:
-                exchange.connection.answer_bug(exchange, bug)
+            elif error is not None:  # not raised again: this frame would be in its traceback, and both would be kept
+                self._fail(exchange, error)
+            else:
+                try:
+                    settle(exchange, target, outcome[0])
+                except Exception as raised:
+                    self._fail(exchange, raised)
 
         def work(check: Check) -> None:
             outcome.append(encode(body, check, target))
 
         self._encoding.add(exchange.connection, len(body), work, done)
+
+    def _fail(self, exchange: Exchange, error: Exception) -> None:
+        if isinstance(error, (BadPayload, PayloadTooLarge)):
+            self._refuse_body(exchange, error)
+        else:
+            exchange.connection.answer_bug(exchange, error)
 
     def _refuse_body(self, exchange: Exchange, error: BadPayload | PayloadTooLarge) -> None:
         if isinstance(error, BadPayload):

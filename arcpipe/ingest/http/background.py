@@ -274,6 +274,7 @@ class Background:
         with self._lock:
             self._charge(piece)
         loop.call_soon_threadsafe(self._finished, piece, error, depth)
+        error = None  # its traceback has this frame, and those with the body: a cycle would keep them for long
 
     # In the loop again
 

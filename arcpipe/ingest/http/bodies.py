@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 from arcpipe.codec.content_encoding import Decoder, told_bytes
@@ -28,6 +29,9 @@ _JOINED_PIECE_BYTES: Final = MB
 JOINED_BYTES: Final = 4 * MB
 # Decoded bytes up to which a body is decoded in the loop, which takes less than a millisecond.
 _INLINE_BYTES: Final = 256 * KB
+# Times its size that a body probably has once it is decoded, if it does not tell that. One that is begun in the loop,
+# and becomes too large, is decoded twice.
+_GROWTH: Final = 4
 
 
 def add_piece(pieces: Pieces, piece: bytes) -> None:
@@ -95,10 +99,11 @@ def decode(context: IngestContext, exchange: Exchange, coding: Coding, go_on: Ca
         else:
             exchange.connection.answer_bug(exchange, error)
 
-    if context.turns.spent < context.turns.budget.turn_seconds and told_bytes(coding, data) <= _INLINE_BYTES:
+    size = told_bytes(coding, data) or _GROWTH * len(data)
+    if context.turns.spent < context.turns.budget.turn_seconds and size <= _INLINE_BYTES:
         decoder = Decoder(coding, data, max_body)
         try:
-            is_whole = decoder.advance(_INLINE_BYTES)
+            is_whole = decoder.advance(_INLINE_BYTES, perf_counter() + context.turns.budget.inline_seconds)
         except (BadPayload, PayloadTooLarge) as error:
             done(error)
             return

@@ -32,8 +32,10 @@ from arcpipe.tables.base import (
     Maintained,
     NewFile,
     Refused,
+    TableError,
     TableName,
     Unavailable,
+    UnreadableTables,
 )
 from arcpipe.tables.delta import actions
 from arcpipe.tables.delta.actions import DATABASE, MEASUREMENT, Operation
@@ -117,8 +119,8 @@ class DeltaTables:
             make_checkpoint(self._storage, root_of(table))
         return done
 
-    def all_tables(self) -> list[TableName]:
-        return self._run("the tables", self._all_tables())
+    def all_tables(self, unreadable: UnreadableTables | None = None) -> list[TableName]:
+        return self._run("the tables", self._all_tables(unreadable))
 
     def columns(self, table: TableName) -> list[Column]:
         state = self._run(shown(table), self._fresh(table))
@@ -305,7 +307,7 @@ class DeltaTables:
         upkeep = Upkeep(self._store, Log(self._store, root), state, self._upkeep, every_seconds=self._upkeep_seconds)
         return await upkeep.run(lambda: make_checkpoint(self._storage, root))
 
-    async def _all_tables(self) -> list[TableName]:
+    async def _all_tables(self, unreadable: UnreadableTables | None) -> list[TableName]:
         found: list[TableName] = []
         for database in await self._store.list_folders(""):
             if database[0] in "._":
@@ -316,7 +318,14 @@ class DeltaTables:
                     continue
                 names = table_of(root)
                 if names is None or root_of(names) != root:
-                    names = await self._names_of(root)
+                    try:
+                        with _errors_of_tables(root):
+                            names = await self._names_of(root)
+                    except TableError as error:
+                        if unreadable is None:
+                            raise
+                        unreadable["", root] = error
+                        continue
                 if names is not None:
                     found.append(names)
         return sorted(found)

@@ -89,6 +89,10 @@ class Catalogue:
         namespace, name = (names.encode(one, narrow=is_narrow) for one in table)
         return f"{self._options.namespace_prefix}{namespace}", name
 
+    def table_of(self, namespace: str, name: str) -> TableName:
+        """Return the table by its name in the catalogue, which is enough if the name was not cut."""
+        return names.decode(namespace.removeprefix(self._options.namespace_prefix)), names.decode(name)
+
     # Tables.
 
     def load(self, table: TableName, *, all_snapshots: bool = False) -> Table | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from contextlib import suppress
 from typing import Final
 
 DATABASE: Final = "arcpipe.database"
@@ -19,6 +20,7 @@ MEASUREMENT: Final = "arcpipe.measurement"
 # Glue and Athena take no more than these. Others keep capitals, as engines with quoted names can tell them apart.
 _NARROW: Final = re.compile(rb"[^a-z0-9_]|_(?=x[0-9a-f]{2})")
 _WIDE: Final = re.compile(rb"[^A-Za-z0-9_-]|_(?=x[0-9a-f]{2})")
+_ENCODED: Final = re.compile(rb"_x([0-9a-f]{2})")
 _MOST: Final = 200  # characters; catalogues take 255, and a prefix may come before
 
 
@@ -32,4 +34,11 @@ def encode(name: str, *, narrow: bool) -> str:
     encoded = pattern.sub(lambda found: b"_x%02x" % found[0][0], name.encode()).decode()
     if len(encoded) > _MOST:
         return f"{encoded[:150]}_x7e{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+    return encoded
+
+
+def decode(encoded: str) -> str:
+    """Return the name that was encoded. One that was cut keeps its hash; one of somebody else's stays as it is."""
+    with suppress(UnicodeDecodeError):
+        return _ENCODED.sub(lambda found: bytes.fromhex(found[1].decode()), encoded.encode()).decode()
     return encoded

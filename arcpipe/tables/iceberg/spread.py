@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TypeVar
 
-from arcpipe.tables.base import AT_ONCE, Column, Committed, Maintained, NewFile, TableName
+from arcpipe.tables.base import AT_ONCE, Column, Committed, Maintained, NewFile, TableName, UnreadableTables
 from arcpipe.tables.iceberg.table import IcebergTables
 
 T = TypeVar("T")
@@ -56,10 +56,10 @@ class SpreadTables:
     def commit(self, table: TableName, files: Sequence[NewFile], node: str, seq: int) -> Committed:
         return self._on(table, lambda tables: tables.commit(table, files, node, seq))
 
-    def all_tables(self) -> list[TableName]:
+    def all_tables(self, unreadable: UnreadableTables | None = None) -> list[TableName]:
         tables, lock = self._parts[0]
         with lock:
-            return tables.all_tables()
+            return tables.all_tables(unreadable)
 
     def columns(self, table: TableName) -> list[Column]:
         return self._on(table, lambda tables: tables.columns(table))

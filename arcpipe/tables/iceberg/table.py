@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from pyiceberg.manifest import DataFile, ManifestContent
 from pyiceberg.table import Table
@@ -17,13 +18,13 @@ from arcpipe.tables import schema
 from arcpipe.tables.base import (
     Column,
     Committed,
-    Conflict,
     Dropped,
     Maintained,
     NewFile,
     Refused,
     TableName,
     Unavailable,
+    UnreadableTables,
     is_outside,
 )
 from arcpipe.tables.iceberg import layout, names
@@ -38,6 +39,9 @@ from arcpipe.tables.iceberg.version_hint import write_hint
 from arcpipe.tables.schema import Wanted, shown, word_of
 
 log = logging.getLogger(__name__)
+
+# Spent on tables that cannot be read, before a list of tables is given up: then it is the store that does not answer.
+_LOST_SECONDS: Final = 60.0
 
 
 class IcebergTables:
@@ -184,13 +188,19 @@ class IcebergTables:
 
     # What is there.
 
-    def all_tables(self) -> list[TableName]:
+    def all_tables(self, unreadable: UnreadableTables | None = None) -> list[TableName]:
         found = []
+        lost_seconds = 0.0
         for namespace, name in self._catalogue.names():
+            began = time.monotonic()
             try:
                 loaded = self._catalogue.load_named(namespace, name)
             except (Unavailable, Refused) as error:
-                raise type(error)(f"cannot list the tables of arcpipe: {error}") from error
+                lost_seconds += time.monotonic() - began
+                if unreadable is None or lost_seconds > _LOST_SECONDS:
+                    raise type(error)(f"cannot list the tables of arcpipe: {error}") from error
+                unreadable[self._catalogue.table_of(namespace, name)] = error
+                continue
             if loaded is not None and layout.is_ours(loaded):
                 properties = loaded.metadata.properties
                 found.append((properties.get(names.DATABASE, ""), properties[names.MEASUREMENT]))
@@ -282,7 +292,7 @@ class IcebergTables:
     def maintain(self, table: TableName) -> Maintained:
         loaded = self._loaded(table, all_snapshots=True)
         if not layout.is_ours(loaded):
-            raise Conflict(f"{shown(table)} is not arcpipe's any more")
+            raise Dropped(f"{shown(table)} is not arcpipe's any more")
         upkeep = Upkeep(self._catalogue, self._lists, self._history_hours)
         merged = upkeep.merge(table, loaded, self._attempt)
         return upkeep.expire(table, self._loaded(table, all_snapshots=True), self._attempt, merged)

@@ -10,6 +10,7 @@ import tracemalloc
 import zlib
 from collections.abc import Callable
 
+import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -261,3 +262,15 @@ def test_no_data_end_in_another_error_or_above_the_bound(coding: Coding, data: b
         assert len(decode(coding, data, 5000)) <= 5000
     except (BadPayload, PayloadTooLarge):
         pass
+
+
+def test_a_snappy_body_that_is_no_block_is_refused_by_what_it_is() -> None:
+    block = pa.Codec("snappy").compress(b"cpu usage=1\n" * 100, asbytes=True)
+    stream = b"\xff\x06\x00\x00sNaPpY\x00" + (len(block) + 4).to_bytes(3, "little") + bytes(4) + block
+    for bad, reason in (
+        (stream, "is a snappy stream, and has to be one snappy block"),
+        (block[:-1], f"{len(block) - 1} bytes do not become the 1200 that it tells"),
+        (block + b"x", f"{len(block) + 1} bytes do not become the 1200 that it tells"),
+    ):
+        with pytest.raises(BadPayload, match=reason):
+            decode("snappy", bad, LIMIT)

@@ -17,7 +17,7 @@ from arcpipe.errors import ConfigError
 from arcpipe.storage import open_store
 from arcpipe.tables import process as module
 from arcpipe.tables import states
-from arcpipe.tables.base import Maintained, TableFormat, TableName, Unavailable
+from arcpipe.tables.base import Maintained, TableFormat, TableName, Unavailable, UnreadableTables
 from arcpipe.tables.process import CommitterProcess
 from tests.support.commits import Handed, in_tables
 from tests.support.table_model import ModelTables
@@ -230,6 +230,30 @@ def test_tables_that_nobody_writes_to_any_more_are_looked_after_too(
     later.run(lambda: len(done) > 2)
     assert set(done) == {("db", "m")}
     assert later.block[Block.COMMITS] == 0
+
+
+def test_a_table_that_cannot_be_read_keeps_no_other_from_its_upkeep(
+    handed: Handed, tables: ModelTables, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    handed.batch()
+    Process(handed, lambda: tables).run(lambda: bool(in_tables(tables)))
+    for name in ("_UPKEEP_SECONDS", "_IDLE_SECONDS"):
+        monkeypatch.setattr(module, name, 0.01)
+    done: list[TableName] = []
+
+    class Holed(ModelTables):
+        def all_tables(self, unreadable: UnreadableTables | None = None) -> list[TableName]:
+            assert unreadable is not None
+            unreadable["db", "lost"] = Unavailable("its metadata is gone")
+            return super().all_tables()
+
+        def maintain(self, table: TableName) -> Maintained:
+            done.append(table)
+            return super().maintain(table)
+
+    Process(handed, lambda: Holed(tables.root), interval=0.02).run(lambda: len(done) > 2)
+    assert set(done) == {("db", "m")}
+    assert "the upkeep of table 'db'.'lost' has to wait: it cannot be read: its metadata is gone" in caplog.text
 
 
 def test_a_short_time_for_upkeep_comes_to_all_tables(

@@ -10,7 +10,7 @@ import pytest
 
 from arcpipe.config.settings import StorageS3
 from arcpipe.storage import open_store
-from arcpipe.tables.base import Committed, NewFile, TableName
+from arcpipe.tables.base import Committed, NewFile, Refused, TableName, UnreadableTables
 from arcpipe.tables.stock import IMPORT_NODE, Report, Stock
 from arcpipe.tables.twins import Twins
 from tests.support.commits import Handed, Working, in_tables
@@ -72,6 +72,27 @@ def test_tables_and_store_that_agree_are_whole(handed: Handed, tables: ModelTabl
     found = Compared(handed, tables).reports()
     assert {table: report.is_whole for table, report in found.items()} == {("db", "m"): True, ("d b", "ü"): True}
     assert found["db", "m"][1:4] == (True, 2, 2)
+
+
+def test_a_table_that_cannot_be_read_is_a_problem_of_its_own(handed: Handed, tables: ModelTables) -> None:
+    """Whatever its folder is called: nothing in it is an orphan, which an import would add."""
+    handed.batch([("db", "m")])
+    Working(handed.directory.path, handed.lake, tables).round()
+    lay(handed, 1, measurement="cut")
+
+    class Holed(ModelTables):
+        def all_tables(self, unreadable: UnreadableTables | None = None) -> list[TableName]:
+            assert unreadable is not None
+            unreadable.update({("db", "cut"): Refused("its log is damaged"), ("db", "away"): Refused("no metadata")})
+            return super().all_tables()
+
+    found = Compared(handed, Holed(tables.root)).reports()
+    assert {table: report.problem for table, report in found.items()} == {
+        ("db", "away"): "no metadata",
+        ("db", "cut"): "its log is damaged",
+        ("db", "m"): "",
+    }
+    assert not any(report.orphans for report in found.values())
 
 
 def test_each_kind_of_file_is_told_apart(handed: Handed, tables: ModelTables) -> None:

@@ -132,6 +132,45 @@ def test_a_body_without_records_has_none(body: bytes) -> None:
     assert encode(body, roles=PLAIN) == Records(None, [], 0)
 
 
+# Around the records of the first step, of a later one, and the bytes of a window.
+RUNS = st.sampled_from([0, 1, 63, 64, 65, 4_095, 4_096, 4_200, 65_535, 65_600, 300_000])
+PARTS = st.sampled_from(["1,2", "1,2", "too,many,cells", '"a\n\n\nb",3', f'"a{chr(10) * 5_000}b",4'])
+
+
+@given(st.lists(st.tuples(RUNS, PARTS), min_size=1, max_size=5), st.sampled_from(["\n", "\r\n"]), RUNS, st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_blank_lines_are_skipped_and_counted(
+    parts: list[tuple[int, str]], end: str, first: int, has_last_end: bool
+) -> None:
+    """Those within a cell stay."""
+    text = end * first + "n,v" + end
+    good, bad = [], []
+    for run, part in parts:
+        text += end * run
+        if part.startswith("too"):
+            bad.append(text.count("\n") + 1)
+        else:
+            [cells] = csv.reader(io.StringIO(part, newline=""))
+            good.append(cells)
+        text += part + end
+    found = encode(
+        (text if has_last_end else text.removesuffix(end)).encode(), roles=read_roles("m", "", "", "n,v", "")
+    )
+    assert [list(row.values()) for _, row in rows_of(found)] == good
+    assert sorted(reasons(found)) == bad
+
+
+def test_a_body_of_blank_lines_takes_no_step_for_each() -> None:
+    calls = 0
+
+    def check() -> None:
+        nonlocal calls
+        calls += 1
+
+    assert encode(b"\n" * 1_000_000 + b"n\n" + b"\r\n" * 10_000_000 + b"1\n", check, roles=PLAIN).encoded is not None
+    assert calls < 200
+
+
 def test_a_large_body_is_read_in_steps_and_nothing_is_lost() -> None:
     rows = [(number, f"text {number}", number / 3) for number in range(30_000)]
     calls = 0

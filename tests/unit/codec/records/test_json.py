@@ -305,3 +305,9 @@ def test_a_long_element_is_bad_whatever_is_around_it() -> None:
         found = json_array.encode(b'[{"v":1},' + one + b',{"v":1}]', roles=PLAIN)
         assert rows_of(found) == [("m", {"v": 1})] * 2
         assert [(error.line, error.reason) for error in found.errors] == [(2, "more than 1048576 bytes")]
+
+
+def test_blank_lines_are_counted() -> None:
+    blank = 600_000
+    found = json_lines.encode(b"\n" * blank + b"no JSON\n" + b" \r\n" * blank + b"nor this\n", roles=PLAIN)
+    assert sorted(reasons(found)) == [blank + 1, 2 * blank + 2]
