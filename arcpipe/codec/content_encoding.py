@@ -170,6 +170,11 @@ class Decoder:
             if is_over and not (self._stream is None and self._position == len(self._data)):
                 return False
 
+    @property
+    def decoded_bytes(self) -> int:
+        """Bytes that were decoded so far. A snappy block is decoded in one step."""
+        return self._size
+
     def decoded(self) -> bytes:
         """Return the decoded body."""
         pieces = self._pieces

@@ -79,12 +79,12 @@ def decode(context: IngestContext, exchange: Exchange, coding: Coding, go_on: Ca
         go_on: called in the loop when the exchange has its decoded body.
     """
     data, exchange.body = exchange.body, b""
-    max_body = context.limits.max_body
+    max_body, inline_seconds = context.limits.max_body, context.turns.budget.inline_seconds
 
-    def to_the_end(_: Check) -> None:
+    def to_the_end(check: Check) -> None:
         decoder = Decoder(coding, data, max_body)
-        while not decoder.advance(_INLINE_BYTES):
-            pass
+        while not decoder.advance(_INLINE_BYTES, perf_counter() + inline_seconds):
+            check(0.0, decoder.decoded_bytes)
         exchange.body = decoder.decoded()
 
     def done(error: Exception | None) -> None:
@@ -103,7 +103,7 @@ def decode(context: IngestContext, exchange: Exchange, coding: Coding, go_on: Ca
     if context.turns.spent < context.turns.budget.turn_seconds and size <= _INLINE_BYTES:
         decoder = Decoder(coding, data, max_body)
         try:
-            is_whole = decoder.advance(_INLINE_BYTES, perf_counter() + context.turns.budget.inline_seconds)
+            is_whole = decoder.advance(_INLINE_BYTES, perf_counter() + inline_seconds)
         except (BadPayload, PayloadTooLarge) as error:
             done(error)
             return

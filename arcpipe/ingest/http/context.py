@@ -131,7 +131,7 @@ class IngestContext:
             "decoding",
             lambda: self.commit.pending_bytes + self.encoding.held_bytes <= limits.max_pending,
             self.bytes_moved,
-            interrupts=False,  # an interrupted piece would hold its decoded bytes
+            interrupts=True,
         )
         self.hosts: set[bytes] = set()  # valid values of Host headers
         self.refused = dict.fromkeys(REFUSAL_CODES, 0)

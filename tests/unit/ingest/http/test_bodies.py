@@ -9,6 +9,7 @@ import gc
 import gzip
 import random
 import threading
+import time
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -73,6 +74,37 @@ def test_bodies_that_wait_to_be_decoded_hold_what_they_sent(tmp_path: Path, form
         assert held < COUNT * (len(request) + 16_000)
         assert [peer.statuses for peer in peers] == [[202]] * COUNT
         assert edge.exceptions == []
+
+
+@pytest.mark.parametrize("form", CODINGS)
+def test_others_are_decoded_while_a_body_takes_long(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred MB of tiny deflate blocks take a minute, which every other large body waited for."""
+    coding, encode = CODINGS[form]
+    long = encode(random.Random(1).randbytes(1_000_000))
+    advance = Decoder.advance
+    order: list[str] = []
+    steps = 0
+
+    def slowly(self: Decoder, budget_bytes: int, deadline: float | None = None) -> bool:
+        nonlocal steps
+        name = "long" if len(self._data) == len(long) else "other"
+        steps += 1
+        if name == "long" and not order and steps < 5_000:
+            time.sleep(0.001)
+            return False
+        is_whole = advance(self, budget_bytes, deadline)
+        if is_whole:
+            order.append(name)
+        return is_whole
+
+    monkeypatch.setattr(Decoder, "advance", slowly)
+    with Edge(tmp_path) as edge:
+        first, other = edge.connect(), edge.connect()
+        first.feed(request_bytes("POST", V2, long, {"Content-Encoding": coding}))
+        other.feed(request_bytes("POST", V2, encode(LARGE), {"Content-Encoding": coding}))
+        edge.settle()
+        assert order == ["other", "long"]
+        assert (first.statuses, other.statuses) == ([400], [202])
 
 
 @pytest.mark.parametrize("form", CODINGS)
