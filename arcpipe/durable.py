@@ -1,6 +1,7 @@
 """Small files that must survive a crash: the one way to replace, move and load them.
 
     durable.replace(disk, path, data)             # after a crash the file is the old one or the new one, whole
+    durable.write_over(disk, spare, path, data)   # the same on a full disk
     durable.move(disk, source, target)            # after it returns, the new name is durable
     value = durable.load(disk, path, decode)      # None: absent. OSError: unreadable. DamagedFile: damaged.
 
@@ -57,6 +58,24 @@ def replace(
     disk.rename(temporary, path)
     if sync_directory:
         disk.sync_directory(_folder(path))
+
+
+def write_over(disk: Disk, spare: str, path: str, data: bytes) -> None:
+    """Turn a spare file, which is at least as long, into `path`, durably and atomically. It allocates nothing.
+
+    Raises:
+        OSError: `path` is either the old file or the new one, whole; the spare is used up, or may be.
+    """
+    size = disk.size(spare) or 0
+    fd = disk.open(spare)
+    try:
+        disk.write(fd, [data], 0)
+        if len(data) < size:
+            disk.truncate(fd, len(data))
+        disk.fsync(fd)
+    finally:
+        disk.close(fd)
+    move(disk, spare, path)
 
 
 def move(disk: Disk, source: str, target: str) -> None:

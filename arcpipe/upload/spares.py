@@ -12,14 +12,15 @@ import os
 from threading import Lock
 from typing import Final, Literal
 
+from arcpipe import durable
 from arcpipe.units import KB, MB
-from arcpipe.wal.directory import WALDirectory
+from arcpipe.wal.directory import SPARE, WALDirectory
 
 log = logging.getLogger(__name__)
 
 Use = Literal["manifest", "journal", "commit", "ledger"]
 # Names and sizes: room for a manifest of 1,000 segments, and for a journal of 6,000 keys.
-SPARES: Final[dict[Use, tuple[str, int]]] = {"manifest": ("spare-1", 64 * KB), "journal": ("spare-2", MB)}
+SPARES: Final[dict[Use, tuple[str, int]]] = {"manifest": (SPARE, 64 * KB), "journal": ("spare-2", MB)}
 # With tables as well: room for a commit file of 6,000 keys, or of ten times as many once it is compressed; and for the
 # ledger, whose size has a bound.
 SPARES_OF_TABLES: Final[dict[Use, tuple[str, int]]] = {"commit": ("spare-3", MB), "ledger": ("spare-4", 64 * KB)}
@@ -92,20 +93,8 @@ class Spares:
         if len(data) > size or disk.size(spare) != size:
             raise error
         self._missing.add(use)
-        fd = disk.open(spare)
-        try:
-            if use == "journal":
-                data = data.ljust(size, b"\0")
-            disk.write(fd, [data], 0)
-            if len(data) < size:
-                disk.truncate(fd, len(data))
-            disk.fsync(fd)
-        finally:
-            disk.close(fd)
-        disk.rename(spare, path)
-        folder = os.path.dirname(path)
-        if folder != self._directory.batches:
-            disk.sync_directory(folder)
-        disk.sync_directory(self._directory.batches)
+        if use == "journal":
+            data = data.ljust(size, b"\0")
+        durable.write_over(disk, spare, path, data)
         log.warning("the disk of %s is full: %s is written over a spare file", self._directory.path, path)
         return len(data)

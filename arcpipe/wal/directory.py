@@ -29,6 +29,8 @@ _NAME = re.compile(r"worker-(\d+)-(\d{8}_\d{6})(?:-(\d+))?(\.wal(?:\.sealed|\.re
 _TIME_FORMAT: Final = "%Y%m%d_%H%M%S"
 # No slot makes as many. A person may have given a file a higher number, which an identity has no room for.
 _MOST_SEGMENTS: Final = 1 << 40
+SPARE: Final = "spare-1"
+"""The uploader's spare file for a manifest, in `batches/`. A start on a full disk uses it, too."""
 # Version of `node.json`. A file that names no version has this one.
 _NODE_VERSION: Final = 1
 
@@ -126,7 +128,7 @@ class WALDirectory:
         self.batches = os.path.join(self.path, "batches")
         self.quarantine = os.path.join(self.path, "quarantine")
         self.spool = os.path.join(self.path, "spool")
-        self._spare = os.path.join(self.batches, "spare-1")
+        self._spare = os.path.join(self.batches, SPARE)
         self._lock = InstanceLock(self.path, self.disk)
 
     def make(self) -> None:
@@ -236,15 +238,7 @@ class WALDirectory:
         disk, spare = self.disk, self._spare
         size = disk.size(spare) or 0
         disk.unlink(f"{path}.tmp")
-        fd = disk.open(spare)
-        try:
-            disk.write(fd, [data], 0)
-            disk.truncate(fd, len(data))
-            disk.fsync(fd)
-        finally:
-            disk.close(fd)
-        disk.rename(spare, path)
-        disk.sync_directory(self.path)
+        durable.write_over(disk, spare, path, data)
         log.warning("the disk of %s is full: %s is written over a spare file", self.path, path)
         try:  # before the workers take the space that this has freed: the uploader needs the file for its manifest
             durable.replace(disk, spare, bytes(size))
