@@ -32,9 +32,8 @@ Coding = Literal["gzip", "deflate", "zstd", "snappy"]
 # The codings that can be decoded, as an Accept-Encoding field lists them.
 ACCEPTED: Final = "gzip, deflate, zstd, snappy"
 
-# Bytes per piece of input, and of output. A small piece takes 15 ms at most: deflate may have a block in each 10 bits.
-_INPUT_BYTES: Final = 64 * KB
-_SMALL_INPUT_BYTES: Final = 32 * KB
+# Bytes per piece of input, and of output. A piece takes 15 ms at most: deflate may have a block in each 10 bits.
+_INPUT_BYTES: Final = 32 * KB
 _OUTPUT_BYTES: Final = 256 * KB
 # The least cost of a call into the decompressor, in bytes of output that it could have made instead.
 _CALL_BYTES: Final = 4 * KB
@@ -149,14 +148,13 @@ class Decoder:
         """
         if self._coding == "snappy":
             return self._decode_block(budget_bytes)
-        input_bytes = _INPUT_BYTES if deadline is None else _SMALL_INPUT_BYTES
         while True:
             stream = self._stream
             if stream is None:
                 if self._position == len(self._data) and self._parts:
                     return True
                 stream = self._stream = self._begin_part()
-            piece = self._step(stream, input_bytes)
+            piece = self._step(stream)
             if piece:
                 self._size += len(piece)
                 if self._size > self._max_bytes:
@@ -198,11 +196,11 @@ class Decoder:
         self._part_start = self._position
         return _decompressor(self._coding, rest)
 
-    def _step(self, stream: _Decompressor, input_bytes: int) -> bytes:
+    def _step(self, stream: _Decompressor) -> bytes:
         data: memoryview | bytes = b""
         needs_input = stream.needs_input
         if needs_input:
-            data = self._data[self._position : self._position + input_bytes]
+            data = self._data[self._position : self._position + _INPUT_BYTES]
             self._position += len(data)
         try:
             # One byte more than allowed shows that it is too much.
