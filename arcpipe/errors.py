@@ -88,6 +88,11 @@ class CommitFailed(OSError):
         self.may_have_been_written = may_have_been_written
 
 
+def is_full(error: BaseException) -> bool:
+    """Tell whether an error says that a disk has no space, or a quota none."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def lacks_room(error: BaseException) -> bool:
     """Tell whether memory, or another process or thread, was refused."""
     if isinstance(error, OSError):

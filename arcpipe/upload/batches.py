@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 
 from arcpipe import durable
 from arcpipe.counters import Uploader
+from arcpipe.errors import is_full
 from arcpipe.lake.keys import Hidden, Layout
 from arcpipe.units import MB
 from arcpipe.upload.batch import Batch
@@ -28,7 +29,6 @@ from arcpipe.upload.batch_folder import BatchFolder
 from arcpipe.upload.handover import Handover
 from arcpipe.upload.journal import Converted, Journal, Record, Uploaded
 from arcpipe.upload.manifest import VERSION, Manifest, encode_manifest
-from arcpipe.upload.retry import is_full
 from arcpipe.upload.segments import keeps_original
 from arcpipe.upload.spares import Spares
 from arcpipe.upload.table_schema import TableSchema

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from arcpipe import durable
-from arcpipe.errors import ArcpipeError, DamagedFile
+from arcpipe.errors import ArcpipeError, DamagedFile, is_full
 from arcpipe.storage import ObjectStore
 from arcpipe.tables.commit_file import (
     VERSION,
@@ -31,7 +31,6 @@ from arcpipe.tables.commit_file import (
 from arcpipe.tables.ledger import Ledger
 from arcpipe.upload.batch import Batch
 from arcpipe.upload.journal import KeyRecord
-from arcpipe.upload.retry import is_full
 from arcpipe.upload.spares import Spares, Use
 from arcpipe.wal.directory import NodeIdentity, WALDirectory
 

@@ -21,6 +21,7 @@ import msgspec
 
 from arcpipe import durable
 from arcpipe.disk import Disk
+from arcpipe.errors import is_full
 from arcpipe.units import KB, MB
 from arcpipe.upload.manifest import Manifest, known_manifest, unknown_version
 from arcpipe.upload.spares import Spares
@@ -30,7 +31,6 @@ from arcpipe.wal.format import crc32
 
 # Bytes of a spare that only the last records of a batch may take: without these its segments could not be retired.
 _RESERVE_BYTES: Final = 64 * KB
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 class KeyRecord(msgspec.Struct, frozen=True, tag_field="is", tag="key", omit_defaults=True):
@@ -211,7 +211,7 @@ class Journal:
         try:
             self._write(news)
         except OSError as error:
-            if error.errno not in _FULL or not self._exists or not self.may_use_spares:
+            if not is_full(error) or not self._exists or not self.may_use_spares:
                 raise
             self._write_in_no_space(news)
         for record in news:
@@ -256,7 +256,7 @@ class Journal:
         try:
             durable.replace(self._disk, self.path, frame)
         except OSError as error:
-            if error.errno not in _FULL or self._spares is None or not self.may_use_spares:
+            if not is_full(error) or self._spares is None or not self.may_use_spares:
                 raise
             self._move_to_spare(frame, error)
         self._exists = True

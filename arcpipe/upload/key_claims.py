@@ -29,10 +29,10 @@ import numpy as np
 import numpy.typing as npt
 
 from arcpipe import durable
+from arcpipe.errors import is_full
 from arcpipe.upload.key_files import CLAIMS, RECORD, Header, KeyFile, Records, encode_frame, encode_header
 from arcpipe.upload.key_index import KeyIndex, Run, find_in, is_found
 from arcpipe.upload.key_record import HASH_BYTES, unpack_facts
-from arcpipe.upload.retry import is_full
 from arcpipe.wal.directory import WALDirectory
 
 log = logging.getLogger(__name__)

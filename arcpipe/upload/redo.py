@@ -21,6 +21,7 @@ import msgspec
 
 from arcpipe import logs
 from arcpipe.counters import Uploader
+from arcpipe.errors import is_full
 from arcpipe.storage import ObjectStore
 from arcpipe.upload import segments
 from arcpipe.upload.batch import Batch
@@ -28,7 +29,6 @@ from arcpipe.upload.batches import Batches
 from arcpipe.upload.context import Context
 from arcpipe.upload.handover import files_of
 from arcpipe.upload.journal import Converted, Uploaded
-from arcpipe.upload.retry import is_full
 from arcpipe.upload.threads import in_thread
 from arcpipe.wal import findings
 from arcpipe.wal.findings import LOST_SEGMENTS, Finding

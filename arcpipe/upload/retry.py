@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import random
 import time
@@ -13,7 +12,7 @@ from typing import Final, TypeVar
 
 from arcpipe.clock import steady_us
 from arcpipe.counters import RETRY_KINDS, Uploader
-from arcpipe.errors import ArcpipeError, StorageError, UnknownVersion, lacks_room
+from arcpipe.errors import ArcpipeError, StorageError, UnknownVersion, is_full, lacks_room
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -114,11 +113,6 @@ class Backoff:
         """Count and log a failure, and wait longer."""
         self._tries += 1
         self._due = self._clock() + self._retry.note(what, error, self._tries)
-
-
-def is_full(error: BaseException) -> bool:
-    """Tell whether an error says that the WAL's disk has no space."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def kind_of(error: Exception) -> str:

@@ -26,7 +26,7 @@ from arcpipe.child import Fields, living
 from arcpipe.clock import steady_us
 from arcpipe.counters import BEGUN, Counters, Uploader
 from arcpipe.counters import Node as NodeBlock
-from arcpipe.errors import StorageError
+from arcpipe.errors import StorageError, is_full
 from arcpipe.lake.keys import Hidden
 from arcpipe.lake.spool import SpoolMemory
 from arcpipe.storage import ObjectStore, open_store
@@ -42,7 +42,7 @@ from arcpipe.upload.key_window import KeyWindow
 from arcpipe.upload.lessons import Lessons
 from arcpipe.upload.look_ahead import LookAhead
 from arcpipe.upload.redo import Replaced, prepare, without
-from arcpipe.upload.retry import Backoff, Retry, is_full, kind_of
+from arcpipe.upload.retry import Backoff, Retry, kind_of
 from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.upload.segments import UnreadableSegment
 from arcpipe.upload.shipment import Shipment

@@ -5,11 +5,10 @@ Recovery changes nothing else in a file. Each cut can be repeated after a crash 
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Sequence
 
-from arcpipe.errors import NotAWAL
+from arcpipe.errors import NotAWAL, is_full
 from arcpipe.wal.directory import ACTIVE, SEALED, SegmentFile, WALDirectory
 from arcpipe.wal.format import EndMeta, StartMeta, pack_end
 from arcpipe.wal.life import read_start
@@ -37,7 +36,7 @@ def cut_and_end(directory: WALDirectory, fd: int, report: ScanReport) -> None:
         return
     except OSError as error:
         disk.truncate(fd, report.end_offset)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_full(error):
             raise
     FreePool(directory, 0).give_back()
     try:

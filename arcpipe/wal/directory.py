@@ -16,7 +16,7 @@ import msgspec
 
 from arcpipe import durable
 from arcpipe.disk import Disk
-from arcpipe.errors import DamagedFile, UnknownVersion, WALError
+from arcpipe.errors import DamagedFile, UnknownVersion, WALError, is_full
 from arcpipe.wal.lock import InstanceLock
 
 log = logging.getLogger(__name__)
@@ -220,7 +220,7 @@ class WALDirectory:
         try:
             durable.replace(self.disk, path, data)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self.has_spare:
+            if not is_full(error) or not self.has_spare:
                 raise
             self._replace_by_spare(path, data)
         return node

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from arcpipe.errors import is_full
 from arcpipe.units import MB
 from arcpipe.wal.directory import SEALED, WALDirectory
 from arcpipe.wal.group import Group
@@ -22,7 +22,6 @@ from arcpipe.wal.segment import Segment
 CACHED_BACKLOG_BYTES: Final = 1280 * MB
 # Segments sealed without a sync that leave the cache later: only written pages do, and the kernel takes its time.
 _LEAVING: Final = 4
-_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 class SegmentFactory:
@@ -112,7 +111,7 @@ class SegmentFactory:
         try:
             segment.seal(self._options.max_size_bytes, keep_cached=keep_cached)
         except OSError as error:
-            if error.errno not in _NO_SPACE or self._pool is None:
+            if not is_full(error) or self._pool is None:
                 raise
             self._pool.give_back()  # makes room for the end entry
             segment.seal(self._options.max_size_bytes, keep_cached=keep_cached)

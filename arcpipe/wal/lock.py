@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from arcpipe.disk import Disk
-from arcpipe.errors import InstanceLocked
+from arcpipe.errors import InstanceLocked, is_full
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +31,6 @@ _POLL_SECONDS: Final = 0.02
 _CANNOT_LOCK: Final = {
     *(errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EISDIR),
 }
-
-_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 class InstanceLock:
@@ -191,7 +189,7 @@ def _write_pid(fd: int) -> None:
         os.pwrite(fd, text, 0)
         os.ftruncate(fd, len(text))
     except OSError as error:
-        if error.errno not in _NO_SPACE:
+        if not is_full(error):
             raise
 
 

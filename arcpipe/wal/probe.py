@@ -6,12 +6,12 @@ import errno
 import os
 from typing import Final
 
+from arcpipe.errors import is_full
 from arcpipe.wal.directory import WALDirectory, nearest_directory
 
 _PROBE: Final = b"arcpipe tries whether it can write here\n"
 # Errors of file systems without nameless files (O_TMPFILE): some network and FUSE ones, overlays of old kernels.
 _NEEDS_A_NAME: Final = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}
-_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 def probe(directory: WALDirectory, may_free_space: bool) -> None:
@@ -42,7 +42,7 @@ def probe(directory: WALDirectory, may_free_space: bool) -> None:
     except OSError as error:
         frees = (directory.free, directory.spool)
         may_do = may_free_space and (any(map(_has_files, frees)) or directory.has_spare)
-        if error.errno not in _NO_SPACE or not may_do:
+        if not is_full(error) or not may_do:
             raise
 
 

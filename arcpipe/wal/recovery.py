@@ -11,7 +11,6 @@ gives the same result.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import time
@@ -22,7 +21,7 @@ from typing import Final, NamedTuple
 
 from arcpipe import durable, logs
 from arcpipe.disk import Disk
-from arcpipe.errors import NotAWAL, UnknownVersion, lacks_room
+from arcpipe.errors import NotAWAL, UnknownVersion, is_full, lacks_room
 from arcpipe.units import MB
 from arcpipe.wal import findings
 from arcpipe.wal.cut import cut_and_end, cut_replaced
@@ -259,7 +258,7 @@ def _recover_good_or_bad(directory: WALDirectory, file: SegmentFile) -> Recovere
     try:
         outcome = _complete(directory, file, scan.report)
     except OSError as error:
-        no_space = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        no_space = is_full(error)
         left = _left(file, "waiting" if no_space else "failed", error)
         return left._replace(last_timestamp=scan.report.last_timestamp)
     return _tell(file, scan.report, outcome)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -15,7 +14,7 @@ from arcpipe.codec.messagepack.body import encode
 from arcpipe.codec.messagepack.times import TimeRule
 from arcpipe.codec.time_units import UNIT_NS
 from arcpipe.counters import LATENCY_BOUNDS_US, MAX_DATABASES, Histogram
-from arcpipe.errors import BadPayload, CommitFailed, NotAllowed, PayloadTooLarge, UnknownFormat
+from arcpipe.errors import BadPayload, CommitFailed, NotAllowed, PayloadTooLarge, UnknownFormat, is_full
 from arcpipe.ingest.endpoints import idempotency
 from arcpipe.ingest.endpoints.admission import Admission
 from arcpipe.ingest.endpoints.idempotency import AnyRecentKeys, Claim, recent_keys
@@ -387,7 +386,7 @@ def write_failure(error: OSError) -> bytes:
     what_became = _NOTHING_WRITTEN
     if isinstance(error, CommitFailed) and error.may_have_been_written:
         what_became = _MAYBE_WRITTEN
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(error):
         reason = f"the disk of the WAL is full; {what_became}"
         return responses.error(507, "no_space", reason, b"Retry-After: 10\r\n")
     reason = f"the WAL could not be written ({error.strerror or error}); {what_became}"
