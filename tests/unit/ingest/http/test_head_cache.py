@@ -25,6 +25,7 @@ from tests.support.edge import Edge, Peer
 from tests.support.http import pack, request_bytes
 from tests.support.kernel import kernel_of_checkout
 from tests.support.tokens import new_token
+from tests.support.waiting import WAIT_SECONDS
 from tests.support.wal_doubles import FaultyDisk
 
 NOW = datetime.now(UTC)
@@ -43,7 +44,10 @@ class _NoHeads(dict[bytes, Any]):
 class Edges(NamedTuple):
     usual: Edge
     parsing: Edge  # has every head parsed
-    may_write: threading.Event  # their disks wait for it: so no answer comes by chance between two reads
+    may_write: threading.Event  # disks and decoding wait for it: so no answer comes by chance between two reads
+
+    def wait(self) -> None:
+        assert self.may_write.wait(WAIT_SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -473,6 +477,7 @@ def test_known_and_parsed_heads_make_no_difference(
             edges.may_write.set()
             edge.settle()
             edges.may_write.clear()
+            edge.context.decoding.rest(edges.wait)
 
         settle()
         context = edge.context
