@@ -339,18 +339,14 @@ def two_tables(tmp_path: Path, tables: ModelTables) -> Handed:
     return made
 
 
-@pytest.mark.parametrize("how", ["replace", "files"])
-def test_a_table_that_refuses_a_merge_holds_up_no_other(
-    two_tables: Handed, tables: ModelTables, how: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Else one table with the deletes of another engine would end all merges of the node."""
-    before = lake_files(two_tables.lake)
+def look_twice(handed: Handed, tables: ModelTables) -> Counters:
+    """Have the compaction process look through the lake twice, with one compactor."""
     counters = Counters(1)
 
     async def look(compactor: Compactor) -> None:
         settings = Settings(
-            wal=WAL(dir=two_tables.directory.path, min_free_mb=0),
-            storage=Storage(url=f"file://{two_tables.lake}"),
+            wal=WAL(dir=handed.directory.path, min_free_mb=0),
+            storage=Storage(url=f"file://{handed.lake}"),
             compaction=Compaction(enabled=True),
         )
         store = open_store(settings.storage.url, settings.storage.s3)
@@ -358,7 +354,17 @@ def test_a_table_that_refuses_a_merge_holds_up_no_other(
             await CompactionProcess(settings, compactor, counters, store).look()
         await store.close()
 
-    work(two_tables, refusing(tables, how), look)
+    work(handed, tables, look)
+    return counters
+
+
+@pytest.mark.parametrize("how", ["replace", "files"])
+def test_a_table_that_refuses_a_merge_holds_up_no_other(
+    two_tables: Handed, tables: ModelTables, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else one table with the deletes of another engine would end all merges of the node."""
+    before = lake_files(two_tables.lake)
+    counters = look_twice(two_tables, refusing(tables, how))
     assert [len([key for key in in_tables(tables) if f"/{name}/" in key]) for name in "mn"] == [5, 1]
     assert len(lake_files(two_tables.lake)) == len(before) + 1  # no output of the refused merge is left
     assert Plans(two_tables.directory.path).read() is None
@@ -385,20 +391,7 @@ def test_an_hour_whose_columns_a_table_refuses_is_tried_once(
 
     original = ModelTables.replace
     monkeypatch.setattr(ModelTables, "replace", replace)
-    counters = Counters(1)
-
-    async def look(compactor: Compactor) -> None:
-        settings = Settings(
-            wal=WAL(dir=handed.directory.path, min_free_mb=0),
-            storage=Storage(url=f"file://{handed.lake}"),
-            compaction=Compaction(enabled=True),
-        )
-        store = open_store(settings.storage.url, settings.storage.s3)
-        for _ in range(2):
-            await CompactionProcess(settings, compactor, counters, store).look()
-        await store.close()
-
-    work(handed, tables, look)
+    counters = look_twice(handed, tables)
     assert tries == hours
     assert counters.compaction[Counted.LEFT_ALONE] == 5
     assert counters.compaction[Counted.MERGES] == 1
