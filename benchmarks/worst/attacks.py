@@ -108,8 +108,9 @@ def _columns(recipe: Recipe) -> bytes:
 
 
 def _bomb(recipe: Recipe) -> bytes:
-    """Return zeros, compressed to a thousandth."""
-    return request(_LINES, gzip.compress(bytes(recipe["bytes"]), 6), "POST", "Content-Encoding: gzip")
+    """Return zeros, compressed to a twentieth (snappy) or less than a thousandth."""
+    coding = recipe["coding"]
+    return request(_LINES, _COMPRESSORS[coding](bytes(recipe["bytes"])), "POST", f"Content-Encoding: {coding}")
 
 
 def _body(recipe: Recipe) -> bytes:
@@ -244,7 +245,7 @@ ATTACKS: Final[dict[str, Recipe]] = {
     "4,096 maps": {"kind": "columns", "columns": 1, "maps": 4096, "clients": 10},
     "strings of 20 MB": {"kind": "string", "text": "x", "bytes": 20_000_000, "gzip": True, "clients": 2},
     "strings of 20 MB of quotes": {"kind": "string", "text": '\\"', "bytes": 20_000_000, "gzip": True, "clients": 2},
-    "gzip bombs": {"kind": "bomb", "bytes": 90_000_000, "clients": 4},
+    "gzip bombs": {"kind": "bomb", "coding": "gzip", "bytes": 90_000_000, "clients": 4},
     "series with empty labels": _of_body(
         "a series of many empty labels", "/api/v1/write", _PROTOBUF, 250_000, "snappy"
     ),
@@ -254,6 +255,10 @@ ATTACKS: Final[dict[str, Recipe]] = {
 
 # Of the release set: a wide line, and the worst of each new format in more sizes and forms.
 MORE_ATTACKS: Final[dict[str, Recipe]] = {
+    **{
+        f"{coding} bombs": {"kind": "bomb", "coding": coding, "bytes": 90_000_000, "clients": 4}
+        for coding in ("deflate", "zstd", "snappy")
+    },
     "a line of 29,000 fields": {
         "kind": "lines",
         "shapes": 1,
