@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _NAME: Final = "arcpipe_native"
 _PARTS: Final = (
     *("LineReader", "Outline", "RecentKeys"),
-    *("array_headers", "find_columns", "join_entry", "key_records", "read_column", "walk_columns"),
+    *("array_headers", "find_columns", "gather_rows", "join_entry", "key_records", "read_column", "walk_columns"),
 )
 
 

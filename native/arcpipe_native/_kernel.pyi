@@ -162,6 +162,27 @@ def walk_columns(data: bytes, start: int, columns: int, /) -> tuple[tuple[bytes,
         or more than 1 MB. A name may be there twice.
     """
 
+def gather_rows(
+    data: bytes, start: int, count: int, /
+) -> tuple[int, int, tuple[tuple[bytes, int, int, int, int], ...]] | None:
+    """Gather rows in MessagePack into columnar maps by shape: measurement, and keys in their order.
+
+    Args:
+        start: the offset of the first row.
+        count: the most rows that are read. Those that begin after 128 KB are not.
+
+    Returns:
+        The number of rows, the offset after them, and their shapes in the order in which they came first: the map, its
+        rows, and the offsets in it of its first time and after its last one, both 0 without times, and the size of each
+        if all have the same first byte, which tells it, else 0. Times are not checked.
+        None if one of the rows is anything but a map of `m`, `tags`, `fields`, `t` and `h`, with flat values, and with
+        names of at most 255 bytes of printable ASCII that differ; if `h` is no text; if rows of one shape have their
+        names in different orders; or if there are more than 4096 shapes, or 256 values in a row.
+
+    Raises:
+        MemoryError: there is none.
+    """
+
 def key_records(names: Any, data: Any, seconds: Any, starts: Any, sizes: Any, /) -> bytes:
     """Make the records of entries with idempotency keys, as `arcpipe.upload.key_files` keeps them.
 

@@ -2,22 +2,10 @@
 
 #include <string.h>
 
-#include "column_parts.h"
-
-#define SHORT_TEXT 5     /* the upper three bits of a text that has its length in the others */
-#define LONGEST_SHORT 32 /* bytes */
+#include "values.h"
 
 /* Values that are stepped over in one go where they have the same first byte. */
 #define RUN 8
-
-/* Bytes of a value by its first byte from 0xC0 on; 0 where that does not tell, or for what is no flat value. */
-static const uint8_t SIZES[32] = {
-    [0x00] = 1, [0x02] = 1, [0x03] = 1,                         /* nil, booleans */
-    [0x0A] = 5, [0x0B] = 9,                                     /* floats */
-    [0x0C] = 2, [0x0D] = 3, [0x0E] = 5, [0x0F] = 9,             /* unsigned */
-    [0x10] = 2, [0x11] = 3, [0x12] = 5, [0x13] = 9,             /* signed */
-    [0x14] = 3, [0x15] = 4, [0x16] = 6, [0x17] = 10, [0x18] = 18 /* extensions of fixed size */
-};
 
 size_t read_array_header(const uint8_t *at, size_t left, size_t *count)
 {
@@ -32,53 +20,12 @@ size_t read_array_header(const uint8_t *at, size_t left, size_t *count)
     return header;
 }
 
-size_t header_size(size_t count)
-{
-    return count < 16 ? 1 : count < 0x10000 ? 3 : 5;
-}
-
-/* Tell whether the first byte of a flat value tells its size. */
-static bool has_fixed_size(uint8_t marker)
-{
-    return marker < 0xC0 || marker >= 0xE0 || SIZES[marker & 31];
-}
-
 static bool is_run(const uint8_t *from, size_t size)
 {
     uint8_t differs = 0;
     for (size_t at = 1; at < RUN; at++)
         differs |= from[size * at] ^ from[0];
     return !differs;
-}
-
-/* Return the bytes of the flat value at a place; 0 if it is none, or not whole. */
-static inline size_t value_size(const uint8_t *at, size_t left)
-{
-    uint8_t marker = *at;
-    size_t size;
-    if (marker < 0x80 || marker >= 0xE0)
-        return 1;
-    if (marker < 0xA0) /* nested */
-        return 0;
-    if (marker < 0xC0) {
-        size = 1 + (marker & 31);
-    } else if (SIZES[marker & 31]) {
-        size = SIZES[marker & 31];
-    } else {
-        size_t extra; /* bytes of the length, and of an extension's code */
-        if (marker >= 0xC4 && marker <= 0xC6)
-            extra = (size_t)1 << (marker - 0xC4);
-        else if (marker >= 0xC7 && marker <= 0xC9)
-            extra = (size_t)1 << (marker - 0xC7);
-        else if (marker >= 0xD9 && marker <= 0xDB)
-            extra = (size_t)1 << (marker - 0xD9);
-        else
-            return 0;
-        if (left < 1 + extra)
-            return 0;
-        size = 1 + extra + big_endian(at + 1, extra) + (marker >= 0xC7 && marker <= 0xC9);
-    }
-    return size > left ? 0 : size;
 }
 
 /* Return the end of an array of flat values at the beginning of some bytes, and their number; NULL if it is none. */

@@ -6,9 +6,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Return the bytes of the shortest header of an array of so many values. */
-size_t header_size(size_t count);
-
 /* Tell whether an array begins with the shortest header for its number of values: its bytes, or 0. */
 size_t read_array_header(const uint8_t *at, size_t left, size_t *count);
 

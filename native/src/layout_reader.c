@@ -7,6 +7,7 @@
 
 #include "layout.h"
 #include "objects.h"
+#include "packing.h"
 
 /* Bytes of a payload from which on other threads run while its columns are found. */
 #define LONG_PAYLOAD ((Py_ssize_t)1024 * 1024)
@@ -30,7 +31,7 @@ static PyObject *array_headers(PyObject *module, PyObject *args)
         }
         size_t count = 0, header = read_array_header(array.buf, (size_t)array.len, &count);
         width = at ? width : header;
-        is_right = header && header == width && header == header_size(count) &&
+        is_right = header && header == width && header == count_bytes(count) &&
                    count == ((const uint32_t *)numbers.buf)[at];
         PyBuffer_Release(&array);
     }

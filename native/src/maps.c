@@ -2,28 +2,15 @@
 #include <string.h>
 
 #include "lines.h"
+#include "packing.h"
 #include "texts.h"
 
-#define HEADER_BYTES 5 /* of an array, map or text, at most */
 #define NUMBER_BYTES 9
 #define FIXED_BYTES 64 /* of a map's head and tail, without names */
 #define WORD_BYTES 4   /* of "u64" */
 #define SPARE_BYTES 16 /* after the maps, that may be written, too */
 #define SUFFIX "_field" /* of a field that clashes */
 #define SUFFIX_BYTES (sizeof SUFFIX - 1)
-
-static inline uint8_t *put_be16(uint8_t *to, uint16_t value)
-{
-    to[0] = (uint8_t)(value >> 8);
-    to[1] = (uint8_t)value;
-    return to + 2;
-}
-
-static inline uint8_t *put_be32(uint8_t *to, uint32_t value)
-{
-    to = put_be16(to, (uint16_t)(value >> 16));
-    return put_be16(to, (uint16_t)value);
-}
 
 static inline uint8_t *put_be64(uint8_t *to, uint64_t value)
 {
@@ -32,49 +19,6 @@ static inline uint8_t *put_be64(uint8_t *to, uint64_t value)
 #endif
     memcpy(to, &value, sizeof value);
     return to + sizeof value;
-}
-
-static uint8_t *put_count(uint8_t *to, size_t count, uint8_t few, uint8_t many)
-{
-    if (count < 16) {
-        *to = (uint8_t)(few | count);
-        return to + 1;
-    }
-    *to = count < 0x10000 ? many : many + 1;
-    return count < 0x10000 ? put_be16(to + 1, (uint16_t)count) : put_be32(to + 1, (uint32_t)count);
-}
-
-static uint8_t *put_array(uint8_t *to, size_t count)
-{
-    return put_count(to, count, 0x90, 0xDC);
-}
-
-static uint8_t *put_map(uint8_t *to, size_t count)
-{
-    return put_count(to, count, 0x80, 0xDE);
-}
-
-/* All texts are of less than 2^16 bytes: lines are. */
-static inline uint8_t *put_size(uint8_t *to, size_t size)
-{
-    if (size < 32) {
-        *to = (uint8_t)(0xA0 | size);
-        return to + 1;
-    }
-    if (size < 0x100) {
-        to[0] = 0xD9;
-        to[1] = (uint8_t)size;
-        return to + 2;
-    }
-    *to = 0xDA;
-    return put_be16(to + 1, (uint16_t)size);
-}
-
-static inline uint8_t *put_text(uint8_t *to, const void *text, size_t size)
-{
-    to = put_size(to, size);
-    memcpy(to, text, size);
-    return to + size;
 }
 
 static uint8_t *put_name(uint8_t *to, const Name *name)

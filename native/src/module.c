@@ -8,6 +8,7 @@
 #include "line_reader.h"
 #include "outline.h"
 #include "recent_keys.h"
+#include "row_reader.h"
 
 #ifndef ARCPIPE_VERSION
 #error "ARCPIPE_VERSION is the version of the package, as a text"
@@ -27,6 +28,7 @@ static PyModuleDef_Slot SLOTS[] = {
     {Py_mod_exec, (void *)add_column_reader},
     {Py_mod_exec, (void *)add_layout_reader},
     {Py_mod_exec, (void *)add_key_records},
+    {Py_mod_exec, (void *)add_row_reader},
 #ifdef Py_mod_multiple_interpreters
     {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
 #endif

@@ -246,6 +246,7 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "lines": lines,
     "native_lines": native_lines,
     "native_columns": native_columns,
+    "native_rows": native_columns,
     "json_lines": partial(records, encoders=RECORDS[:1]),
     "json_array": partial(records, encoders=RECORDS[1:2]),
     "csv": partial(records, encoders=RECORDS[2:]),

@@ -34,6 +34,18 @@ MANY_COLUMNS = msgpack_library.packb(
     }
 )
 ROWS = msgpack_library.packb([{"m": "cpu", "t": 1, "fields": {"a": 1}, "tags": {"b": "c"}}] * 2)
+MANY_ROWS = msgpack_library.packb(
+    [
+        {
+            "m": f"m{row % 3}",
+            "t": 2**60 + row,
+            "h": "x",
+            "tags": {"b": "text"},
+            "fields": {"f": 0.5, f"g{row % 2}": row},
+        }
+        for row in range(12)
+    ]
+)
 JSON = b'{"t":1700000000,"k":"cpu","h":"a","v":1,"n":{"x":[1]}}\n{"v":2.5,"w":12345678901234567890}\n'
 CSV = b't,h,v,w\n1700000000,a,1,2\n,"b\nc",x,\n'
 ARROW = pa.table(
@@ -75,6 +87,7 @@ BODIES = [
 EXAMPLES = {
     "native_lines": [LINES, ESCAPED_LINES],
     "native_columns": [COLUMNS, MANY_COLUMNS],
+    "native_rows": [ROWS, MANY_ROWS],
     "json_lines": [JSON],
     "json_array": [ARRAY],
     "csv": [CSV],
@@ -183,9 +196,9 @@ def test_no_bytes_are_other_lines_to_the_native_kernel(data: bytes) -> None:
         targets.native_lines(data)
 
 
-@given(changed(COLUMNS, MANY_COLUMNS) | st.binary(max_size=500))
+@given(changed(COLUMNS, MANY_COLUMNS, ROWS, MANY_ROWS) | st.binary(max_size=500))
 @FUZZ
-def test_no_bytes_are_other_columns_to_the_native_kernel(data: bytes) -> None:
+def test_no_bytes_are_other_columns_or_rows_to_the_native_kernel(data: bytes) -> None:
     if can_be_built():
         targets.native_columns(data)
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import msgpack
+
 from arcpipe.ingest.endpoints.idempotency import recent_keys
 from arcpipe.ingest.http import keys
 from arcpipe.ingest.http.outlines import LENGTH, Head, outline
@@ -23,6 +25,7 @@ from tests.support.kernel import built_kernel
 testcapi: Any = importlib.import_module("_testcapi")
 # Allocations of a call, at most.
 _MOST = 24
+ROWS = msgpack.packb([{"m": "cpu", "fields": {"f": 1.5}}, {"m": "mem", "tags": {"a": "b"}, "fields": {"g": 1}}])
 PIECES = b"POST / HTTP/1.1\r\nIdempotency-Key: ", b"\r\nContent-Length: ", b"\r\n\r\n"
 
 
@@ -104,6 +107,21 @@ def check_head() -> None:
     assert failures(cut, check) >= 2
 
 
+def check_rows() -> None:
+    """Rows that had no memory are gathered by the next call."""
+    rows = [{"m": f"m{number % 2}", "t": 1, "h": "x", "tags": {"a": "b"}, "fields": {"f": 1.5}} for number in range(4)]
+    body = msgpack.packb(rows)
+    expected = built_kernel().gather_rows(body, 1, 4)
+
+    def gather() -> None:
+        built_kernel().gather_rows(body, 1, 4)
+
+    def check(_is_done: bool) -> None:
+        assert built_kernel().gather_rows(body, 1, 4) == expected
+
+    assert failures(gather, check) >= 2
+
+
 def check_losses() -> None:
     """The parts of the kernel give all back, also from calls that fail, and what Python can free."""
     module = built_kernel()
@@ -126,11 +144,14 @@ def check_losses() -> None:
                 recent.settle(claim)
             for body in (key, memoryview(key)):
                 module.join_entry(key, number, b"", body, number)
+            module.gather_rows(ROWS, 1, 2)
+            module.gather_rows(ROWS, 0, 2)  # no row is there
             bad: tuple[Any, ...] = key, number, b"", b"", None
             for call, arguments in (
                 (recent.claim, bad),
                 (recent.earlier, bad),
                 (module.join_entry, bad),
+                (module.gather_rows, bad),
                 (cuts.cut, ()),
             ):
                 with suppress(TypeError):
@@ -152,6 +173,7 @@ CHECKS = {
     "claim into a large table": lambda: check_claims(300),
     "entry": check_entry,
     "head": check_head,
+    "rows": check_rows,
     "losses": check_losses,
 }
 

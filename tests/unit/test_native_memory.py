@@ -15,7 +15,7 @@ from tests.support.program import ROOT
     "check",
     [
         *("claim into an empty table", "claim into a table that grows", "claim into a large table"),
-        *("entry", "head", "losses"),
+        *("entry", "head", "rows", "losses"),
     ],
 )
 def test_what_has_no_memory_leaves_nothing_half_done(check: str) -> None:

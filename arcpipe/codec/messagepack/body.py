@@ -53,6 +53,7 @@ from arcpipe.codec.messagepack.read import (
     truncated_at_end,
 )
 from arcpipe.codec.messagepack.rows import Row, gather_rows, group_by_shape, read_row, shape_batch
+from arcpipe.codec.messagepack.rows_by_kernel import gather_piece
 from arcpipe.codec.messagepack.times import RULE, BadTime, TimeRule, stay
 from arcpipe.codec.messagepack.walk import CHUNK_BYTES, Walker
 from arcpipe.errors import BadPayload
@@ -156,7 +157,11 @@ def _is_one_record(data: bytes, rule: TimeRule) -> bool:
 
 def _encode_row(data: bytes, rule: TimeRule, check: Callable[[], None]) -> Encoded:
     """Encode a body that is one row."""
-    batches = gather_rows(b"\x91" + data, rule, Effort(len(data), check)) if len(data) <= _ROWS_BYTES else None
+    effort = Effort(len(data), check)
+    found = gather_piece(data, 0, 1, rule, effort)
+    if found is not None and found.end == len(data):
+        return Encoded(False, found.maps[0][0], 1)
+    batches = gather_rows(b"\x91" + data, rule, effort) if len(data) <= _ROWS_BYTES else None
     if batches is None:
         row, end = read_row(data, 0, Walker(data, check=check))
         if end != len(data):
@@ -253,6 +258,10 @@ class _Gatherer:
                 end = self._nested_batch(start, number, where)
                 number += 1
                 continue
+            rows, end = self._piece(start, count - number)
+            if rows:
+                number += rows
+                continue
             if number == 0 and may_be_last and len(data) - pos <= CHUNK_BYTES:
                 batches = gather_rows(self._view[pos:], self._rule, self._effort)
                 if batches is not None:
@@ -271,6 +280,16 @@ class _Gatherer:
         if only_columnar and may_be_last and count > 1 and not self._patched:
             self._untouched_from = pos
         return end
+
+    def _piece(self, start: int, count: int) -> tuple[int, int]:
+        """Take rows by the native kernel: how many of these `count`, and the offset after them."""
+        found = gather_piece(self._data, start, count, self._rule, self._effort)
+        if found is None:
+            return 0, start
+        self._end_span()
+        for columnar, records in found.maps:
+            self._maps.add(columnar, records)
+        return found.rows, found.end
 
     def _element(self, pos: int, number: int, where: str) -> int:
         """Take the element at `pos` if it is a columnar map: the offset after it, else IS_ROW or IS_BATCH."""

@@ -1,4 +1,4 @@
-"""With the native kernel, columns in MessagePack are taken, refused and patched as without it."""
+"""With the native kernel, columns and rows in MessagePack are taken, refused and patched as without it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from arcpipe.codec.columns import array_header
 from arcpipe.codec.effort import go_on
-from arcpipe.codec.messagepack import column_walk
+from arcpipe.codec.messagepack import column_walk, rows_by_kernel
 from arcpipe.codec.messagepack.body import encode
 from arcpipe.codec.messagepack.times import TimeRule
 from arcpipe.codec.messagepack.walk import MAX_VALUE_BYTES
@@ -42,8 +42,10 @@ def same_with_both(body: bytes | memoryview, rule: TimeRule = RULES[0]) -> bool:
     """Encode by Python, and with the kernel: the outcome is the same. Tells whether the body is good."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(column_walk, "_WALK", None)
+        patch.setattr(rows_by_kernel, "_GATHER", None)
         by_python = outcome(body, rule)
         patch.setattr(column_walk, "_WALK", walk())
+        patch.setattr(rows_by_kernel, "_GATHER", kernel_of_checkout().gather_rows)
         assert outcome(body, rule) == by_python
     return not isinstance(by_python, str)
 
