@@ -28,6 +28,10 @@ class SpoolError(ClientError):
     """The spool directory cannot be used, or could not take the record; the record was not accepted."""
 
 
+class SpoolBusy(SpoolError):
+    """The system lacks memory or descriptors at this moment, so a file of the spool has to be read later."""
+
+
 class NotSent(ClientError):
     """The time was over before everything was sent. In a spool the records stay; without one, `close` loses them."""
 
@@ -38,7 +42,7 @@ class NotSent(ClientError):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A batch that was refused for good, or given up. Nothing tries it again."""
+    """A batch that was refused for good, given up, or can be read no more. Nothing tries it again."""
 
     key: str
     database: str
@@ -46,12 +50,12 @@ class Refusal:
     """`msgpack` or `lines`."""
     records: int
     status: int
-    """The status of the answer; 0 if the client gave up without a final one."""
+    """The status of the answer; 0 if there is no final one, because the client gave up or could not read its file."""
     reason: str
     is_partly_written: bool
     """Whether the good lines of the body are written, or may be: never send it again as a whole."""
     body: bytes = field(repr=False)
-    """The bytes of the batch, not compressed."""
+    """The bytes of the batch, not compressed; empty if its file cannot be read."""
 
 
 class Refused(ClientError):
