@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, cast, get_a
 
 import typer
 
-from arcpipe.errors import ArcpipeError
+from arcpipe.cli.options import token_of, token_option
 
 if TYPE_CHECKING:
     from arcpipe.cli.load_progress import Shown
@@ -52,9 +51,7 @@ def load(
     compression: Annotated[str, typer.Option(help="Of requests: none, gzip or zstd.")] = "none",
     give_up: Annotated[float, typer.Option(min=1, help="Seconds after which a request is tried no more.")] = 600,
     cacert: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM certificates to trust.")] = None,
-    token_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File with a token of scope `write`; default: $ARCPIPE_TOKEN.")
-    ] = None,
+    token_file: Annotated[Path | None, token_option("write")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read and check everything, and send nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per file.")] = False,
 ) -> None:
@@ -108,14 +105,8 @@ class _Target(NamedTuple):
 def _options(token_file: Path | None, cacert: Path | None, compression: str, give_up: float) -> Options:
     from arcpipe.client.options import Compression, Options
 
-    token = os.environ.get("ARCPIPE_TOKEN", "").strip()
-    if token_file is not None:
-        try:
-            token = token_file.read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ArcpipeError(f"--token-file: {token_file} cannot be read: {error}") from None
     return Options(
-        token=token,
+        token=token_of(token_file),
         compression=cast(Compression, compression),
         ca_file=cacert,
         give_up_seconds=give_up,

@@ -6,7 +6,6 @@ reports the issues.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections import deque
@@ -15,8 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from arcpipe.cli.options import config_option
-from arcpipe.errors import ArcpipeError
+from arcpipe.cli.options import config_option, token_of, token_option
 
 if TYPE_CHECKING:
     from arcpipe.cli.client import Outline, StatusServer
@@ -41,10 +39,7 @@ def status(
         Path | None,
         typer.Option(metavar="FILE", help="PEM certificates to trust instead of the system's."),
     ] = None,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="File with a token of scope `read`; default: $ARCPIPE_TOKEN."),
-    ] = None,
+    token_file: Annotated[Path | None, token_option("read")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer of /api/v1/status unchanged.")] = False,
     alive: Annotated[
         bool, typer.Option("--alive", help="Only ask if it answers at all, as an orchestrator does: needs no token.")
@@ -67,7 +62,7 @@ def status(
     """
     from arcpipe.cli.client import NotAnswering, StatusServer
 
-    token = os.environ.get("ARCPIPE_TOKEN", "").strip() if token_file is None else _token_in(token_file)
+    token = token_of(token_file)
     if url is None:
         from arcpipe.cli.serving import load_settings
 
@@ -84,13 +79,6 @@ def status(
         print(f"arcpipe: {server.url}: {error}", file=sys.stderr)
         code = _SILENT
     raise typer.Exit(code)
-
-
-def _token_in(path: Path) -> str:
-    try:
-        return path.read_text("ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArcpipeError(f"--token-file: {path} cannot be read: {getattr(error, 'strerror', error)}") from None
 
 
 def _show_json(server: StatusServer, watch: bool) -> int:
