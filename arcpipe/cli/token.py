@@ -44,7 +44,7 @@ _DatabaseOption = Annotated[
     typer.Option(
         "--database",
         metavar="NAME",
-        help=r"Only this database; may be repeated. \, is a comma in a name. Default: all.",
+        help=r"The only database that it may write; may be repeated. \, is a comma in a name. Default: all.",
     ),
 ]
 _CertificateOption = Annotated[
@@ -248,6 +248,8 @@ def _show_new(token: Token, text: str, settings: Settings, as_json: bool, now: d
     if token.certificate:
         kept = f"for certificates with the name {token.certificate}"
     _note(f"token {token.id} is kept in {os.path.abspath(settings.auth.tokens_file)} {kept}")
+    if token.databases and token.scopes != ("write",):
+        _note("its databases bound what it may write; by read or admin it sees names and figures of all databases")
     _note_reload(settings)
 
 

@@ -224,6 +224,8 @@ def _reason(error: Exception) -> str:
         return "no answer in time"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
+        return "it does not speak TLS there: is http:// meant?"
     if isinstance(error, socket.gaierror | ssl.SSLError):
         return str(error)
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

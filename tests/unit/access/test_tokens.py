@@ -432,6 +432,7 @@ def test_the_command_takes_names_in_a_list(given: list[str], names: list[str]) -
 
 @pytest.mark.slow
 def test_a_new_user_makes_lists_and_revokes_a_token(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
     done = arcpipe(
         *("token", "create", "--scope", "write", "--database", "production", "--expires", "90d", "--name", "hall 3"),
         cwd=tmp_path,
@@ -444,6 +445,10 @@ def test_a_new_user_makes_lists_and_revokes_a_token(tmp_path: Path) -> None:
     assert text not in done.stderr
     assert "the only time that it is shown" in done.stderr
     assert "auth.enabled = true" in done.stderr
+
+    assert "by read or admin it sees" not in done.stderr
+    reading = arcpipe("token", "create", "--scope", "read", "--database", "production", cwd=tmp_path / "other")
+    assert "by read or admin it sees names and figures of all databases" in reading.stderr
 
     listed = arcpipe("token", "list", cwd=tmp_path)
     head, row = listed.stdout.splitlines()
