@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, cast, get_a
 import typer
 
 from arcpipe.cli.options import token_of, token_option
+from arcpipe.errors import ArcpipeError
 
 if TYPE_CHECKING:
     from arcpipe.cli.load_progress import Shown
@@ -151,9 +153,15 @@ def _format(name: str) -> FileFormat | None:
 
 
 def _expanded(files: list[Path]) -> list[Path]:
-    """Return the files, and those below folders, each folder in the order of names."""
+    """Return the files, and those below folders, each folder in the order of names.
+
+    Raises:
+        ArcpipeError: a folder cannot be read. To pass over it would seem to have loaded what is in it.
+        BadPlan: there is nothing to load.
+    """
     from arcpipe.load.formats import SUFFIXES
     from arcpipe.load.plan import BadPlan
+    from arcpipe.load.source import plain_name
 
     found: list[Path] = []
     for path in files:
@@ -162,15 +170,23 @@ def _expanded(files: list[Path]) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        below = [
-            file
-            for file in sorted(path.rglob("*"))
-            if file.is_file() and file.name.lower().removesuffix(".gz").removesuffix(".zst").endswith(SUFFIXES)
-        ]
+        below = [file for file in sorted(_below(path)) if plain_name(file).endswith(SUFFIXES)]
         if not below:
             raise BadPlan(f"{path}: no file in this folder can be loaded; their names end in {', '.join(SUFFIXES)}")
         found += below
     return found
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Find the files below a folder. Raises ArcpipeError."""
+
+    def refuse(error: OSError) -> None:
+        raise ArcpipeError(
+            f"{os.fsdecode(error.filename)}: cannot be read: {error.strerror}; nothing is loaded"
+        ) from None
+
+    for path, _, names in os.walk(folder, onerror=refuse):
+        yield from (file for name in names if (file := Path(path, name)).is_file())
 
 
 def _load(
