@@ -279,7 +279,13 @@ def replay(
     target = WALDirectory(load_settings(config).wal.dir)
     _refuse_own(folder, target)
     lock = WALDirectory(folder)
-    lock.lock(0.0)
+    try:
+        lock.lock(0.0)
+    except OSError as error:  # such as that of a dead machine's disk, which is mounted read-only
+        raise ArcpipeError(
+            f"{folder} cannot be written to ({error.strerror}), and a replay locks it and renames its files: "
+            "copy it, and replay the copy"
+        ) from None
     try:
         finished = finish_interrupted(target, folder)
         if finished:

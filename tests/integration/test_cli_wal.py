@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
+import os
 import shutil
 import struct
 import zlib
@@ -458,6 +460,21 @@ def test_a_copy_that_an_earlier_version_left_is_finished(tmp_path: Path) -> None
 def test_replay_refuses_the_nodes_own_log(wal: Path) -> None:
     write_segment(wal)
     assert "own WAL" in run("replay", wal, code=1, WAL_DIR=str(wal))
+
+
+def test_replay_of_a_directory_that_cannot_be_written_to_says_what_to_do(
+    wal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_segment(tmp_path / "dead")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(WALDirectory, "lock", refuse)
+    monkeypatch.setenv("WAL_DIR", str(wal))
+    done = CliRunner().invoke(app, ["replay", str(tmp_path / "dead")])
+    assert "cannot be written to (Read-only file system)" in str(done.exception)
+    assert "copy it, and replay the copy" in str(done.exception)
 
 
 @pytest.mark.parametrize("folder", ["free", "batches", "quarantine", "spool"])
