@@ -240,10 +240,14 @@ def _checked_name(name: str) -> str:
 
 def _show_new(token: Token, text: str, settings: Settings, as_json: bool, now: datetime) -> None:
     """Print a token that has just been made, or the id of one that a certificate stands for."""
-    if as_json:
-        print_json([{**({} if token.certificate else {"token": text}), **_row(token, now)}])
-    else:
-        print(token.id if token.certificate else text)
+    try:
+        if as_json:
+            print_json([{**({} if token.certificate else {"token": text}), **_row(token, now)}])
+        else:
+            print(token.id if token.certificate else text, flush=True)
+    except OSError:  # such as a full disk, or a reader that left
+        _note(f"token {token.id} is made and could not be shown: end it with `arcpipe token revoke {token.id}`")
+        raise
     kept = "as a hash: this was the only time that it is shown"
     if token.certificate:
         kept = f"for certificates with the name {token.certificate}"
