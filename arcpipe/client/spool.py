@@ -200,7 +200,11 @@ class SpoolBatch:
     def _read(self) -> spool_file.Content | None:
         """Read the file; None if that cannot be, which is told. Only a damaged file is moved. Raises SpoolBusy."""
         try:
-            return spool_file.read(_read_file(self._disk, self._path))
+            data = _read_file(self._disk, self._path)
+            if not spool_file.is_unbegun(data):
+                return spool_file.read(data)
+            log.warning("spool: %s holds nothing, as a crash came before its first record; it is removed", self._path)
+            self._disk.unlink(self._path)
         except UnknownVersion as error:
             self._spool.damaged += 1
             log.error("spool: %s stays as it is, and is not sent: %s", self._path, error)

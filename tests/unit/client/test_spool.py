@@ -120,6 +120,19 @@ def test_what_was_accepted_is_sent_after_a_crash_with_the_same_key_and_bytes(tmp
     spool.close()
 
 
+@pytest.mark.parametrize("size", [0, 1, 8, 12])
+def test_a_file_that_a_crash_left_without_its_beginning_is_no_damage(
+    tmp_path: Path, size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The crash came between the creation of the file and its first write: no record was accepted."""
+    (tmp_path / "k-1.batch").write_bytes(written([])[:size])
+    spool = Spool(tmp_path, MB, "batch")
+    assert (found(spool), spool.damaged) == ([], 0)
+    assert os.listdir(tmp_path) == []
+    assert "holds nothing, as a crash came before its first record" in caplog.text
+    spool.close()
+
+
 @given(st.integers(1, 3), st.integers(0, 120))
 def test_a_torn_file_is_sent_as_it_was_first_cut(records: int, cut: int) -> None:
     """The second crash must find the bytes that the first restart sent."""
