@@ -52,6 +52,9 @@ class Watcher(Protocol):
 
     def was_refused(self, result: Result, bad: BadRecord) -> None: ...
 
+    def was_too_large(self, result: Result, reason: str) -> None:
+        """Hear that a request was too large for the server, and is sent as two with keys of their own."""
+
 
 class Pace:
     """At most `rate` records per second, on average from its beginning on; None is as fast as it goes."""
@@ -130,6 +133,8 @@ class Loader:
         if outcome.status not in _DIVIDED:
             raise LoadFailed(f"{reader.name}: {chunk.place}: {_said(outcome)}")
         halves = chunk.halves()
+        if halves and outcome.status == 413:
+            self._watcher.was_too_large(result, outcome.reason)
         for half in halves:
             self._send(delivery, reader, half, result)
         if halves:

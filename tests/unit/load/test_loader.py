@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -172,9 +173,15 @@ class Judge:
 
 
 class Quiet:
+    def __init__(self) -> None:
+        self.too_large: list[str] = []
+
     def progressed(self, result: Result, reader: Reader) -> None: ...
 
     def was_refused(self, result: Result, bad: BadRecord) -> None: ...
+
+    def was_too_large(self, result: Result, reason: str) -> None:
+        self.too_large.append(reason)
 
 
 def loaded(judge: Judge, reader: Reader) -> Result:
@@ -197,6 +204,16 @@ def test_bad_rows_are_found_and_all_others_written_once(bad: set[int], most: int
         assert result.replayed == result.records
     finally:
         path.unlink()
+
+
+@pytest.mark.parametrize(("status", "told"), [(413, 2), (400, 0)])
+def test_requests_that_are_too_large_are_told(tmp_path: Path, status: int, told: int) -> None:
+    """Their halves have other keys, so a server that takes them whole would store them again."""
+    source = write(tmp_path / "x.csv", "time,v\n" + "".join(f"{n},{n}\n" for n in range(4)))
+    judge, watcher = Judge([1], status), Quiet()
+    with suppress(LoadFailed):  # of 413 for one row
+        Loader(judge, Pace(None), watcher).load(read(source, Plan(measurement="cpu")))  # type: ignore[arg-type]
+    assert watcher.too_large == ["bad value"] * told
 
 
 def test_an_interrupted_load_is_finished_by_the_next(tmp_path: Path) -> None:
