@@ -140,7 +140,7 @@ class Loader:
         if halves:
             return
         if outcome.status == 413:
-            raise LoadFailed(f"{reader.name}: {chunk.place}: {_said(outcome)}; lower --batch-bytes")
+            raise LoadFailed(f"{reader.name}: {chunk.place}: {_said(outcome)}; {_advice(chunk, result)}")
         bad, refused = chunk.bad_records(outcome.reason)
         result.records += chunk.records - refused
         self._note_bad(result, bad, refused)
@@ -162,6 +162,16 @@ def _bad_lines(chunk: Chunk) -> tuple[list[BadRecord], int]:
     from arcpipe.load.lines import LineChunk
 
     return chunk.check() if isinstance(chunk, LineChunk) else ([], 0)
+
+
+def _advice(chunk: Chunk, result: Result) -> str:
+    """Say what to do about a request that is too large and cannot be divided."""
+    if chunk.records > 1 and not result.records:
+        return "lower --batch-bytes"
+    advice = "raise server.max_body_mb there and run the same command again"
+    if chunk.records > 1:
+        advice += f"; with another --batch-bytes the {result.records} records before it would be stored twice"
+    return advice
 
 
 def _said(refusal: Refusal) -> str:

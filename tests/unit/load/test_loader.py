@@ -230,12 +230,36 @@ def test_an_interrupted_load_is_finished_by_the_next(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "text"), [(401, "answered 401: bad value"), (0, "bad value"), (413, "lower --batch-bytes")]
+    ("status", "text"),
+    [(401, "answered 401: bad value"), (0, "bad value"), (413, r"raise server\.max_body_mb there .* again\Z")],
 )
 def test_what_is_no_fault_of_the_records_ends_the_load(tmp_path: Path, status: int, text: str) -> None:
     source = write(tmp_path / "x.csv", "time,v\n1,1\n")
     with pytest.raises(LoadFailed, match=text):
         loaded(Judge([1], status), read(source, Plan(measurement="cpu")))
+
+
+class Limited:
+    """A server that takes some requests, and finds the next one too large."""
+
+    def __init__(self, taken: int) -> None:
+        self._left = taken
+
+    def deliver(self, message: Message) -> Accepted | Refusal:
+        self._left -= 1
+        if self._left >= 0:
+            return Accepted(False, False)
+        return Refusal(message.key, "d", "lines", message.records, 413, "too large", False, message.body)
+
+
+@pytest.mark.parametrize(
+    ("taken", "advice"),
+    [(0, r"lower --batch-bytes\Z"), (2, "with another --batch-bytes the 20 records before it would be stored twice")],
+)
+def test_no_advice_about_lines_that_are_too_large_doubles_others(tmp_path: Path, taken: int, advice: str) -> None:
+    reader = read(write(tmp_path / "a.lp", LINES), Plan(batch_records=10))
+    with pytest.raises(LoadFailed, match=advice):
+        Loader(Limited(taken), Pace(None), Quiet()).load(reader)  # type: ignore[arg-type]
 
 
 def test_a_file_that_is_wrong_as_a_whole_is_given_up(tmp_path: Path) -> None:
