@@ -59,7 +59,7 @@ class Spool:
         """
         self.limit = limit
         self.overhead = _OVERHEAD
-        self.path = os.fspath(directory)
+        self.path = os.path.abspath(directory)  # the program may change its directory meanwhile
         self.damaged = 0
         self._sync = sync
         self._disk = disk or Disk()

@@ -150,6 +150,19 @@ def test_a_client_gives_up_in_time_though_the_server_asks_for_an_hour() -> None:
 # The spool's disk
 
 
+def test_a_program_may_change_its_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    with ModelServer() as server, Client(server.url, Options(spool="spool", batch_age_seconds=100)) as client:
+        client.write("cpu", {"n": 1})
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        client.flush()
+        client.write("cpu", {"n": 2})
+        client.flush()
+        assert server.numbers() == [1, 2]
+    assert os.listdir(tmp_path / "elsewhere") == []
+
+
 class DiskWithoutDescriptors(Disk):
     """It cannot open a file for reading for some time, or ever."""
 
