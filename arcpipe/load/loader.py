@@ -10,7 +10,7 @@ from typing import Final, Protocol
 from arcpipe.client.delivery import Accepted, Delivery, Message
 from arcpipe.client.errors import Refusal
 from arcpipe.errors import ArcpipeError
-from arcpipe.load.chunks import BadRecord, Chunk
+from arcpipe.load.chunks import BadInput, BadRecord, Chunk
 from arcpipe.load.formats import Reader
 
 MAX_BAD: Final = 100
@@ -98,14 +98,22 @@ class Loader:
         """
         result = Result(reader.name, reader.plan.format, reader.digest)
         began = time.monotonic()
-        for chunk in reader.chunks():
-            self._pace.wait_for(chunk.records)
-            if self._delivery is None:
-                self._check(chunk, result)
-            else:
-                self._send(self._delivery, reader, chunk, result)
-            result.seconds = time.monotonic() - began
-            self._watcher.progressed(result, reader)
+        try:
+            for chunk in reader.chunks():
+                self._pace.wait_for(chunk.records)
+                if self._delivery is None:
+                    self._check(chunk, result)
+                else:
+                    self._send(self._delivery, reader, chunk, result)
+                result.seconds = time.monotonic() - began
+                self._watcher.progressed(result, reader)
+        except BadInput as error:
+            if self._delivery is None or not result.records:
+                raise
+            raise BadInput(
+                f"{error}. {result.records} records before it are written; a changed file is another one, so load only "
+                "the rest of it"
+            ) from None
         return result
 
     def _check(self, chunk: Chunk, result: Result) -> None:

@@ -23,6 +23,7 @@ from arcpipe.load.formats import Reader, read
 from arcpipe.load.loader import Loader, LoadFailed, Pace, Result
 from arcpipe.load.plan import BadPlan, Plan
 from arcpipe.load.source import Source
+from arcpipe.units import MB
 from tests.support.compression import zstd
 
 STREAM = Stream("msgpack", "default", "auto")
@@ -119,12 +120,59 @@ def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
         ("a.lp", b"cpu v=1", "lines"),
         ("a", b"# INFLUXDB EXPORT: x\n", "lines"),
         ("a.CSV.gz", gzip.compress(b"time,v\n", mtime=0), "csv"),
-        ("a.csv", b"\xef\xbb\xbf#datatype,x\n,y\n", "annotated-csv"),
+        ("a.csv", b"\xef\xbb\xbf#datatype,x\n,_time\n", "annotated-csv"),
         ("a.jsonl", b"", "ndjson"),
     ],
 )
 def test_the_format_is_told_by_name_and_beginning(tmp_path: Path, name: str, start: bytes, format_: str) -> None:
     assert read(write(tmp_path / name, start), Plan(measurement="m")).plan.format == format_
+
+
+CSV = "time,m,n\n" + "1,cpu,1\n" * 20
+ANNOTATED = (
+    "#datatype,string,long,dateTime:RFC3339,double,string,string\n,result,table,_time,_value,_field,_measurement\n"
+)
+ANNOTATED += ",,0,2026-01-01T00:00:00Z,1,n,cpu\n" * 20
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "plan", "reason"),
+    [
+        ("a.csv", CSV + "1,cpu\n", {"measurement": "x"}, "line 22: it has 2 values"),
+        ("a.csv", CSV + "1,cpu,x\n", {"measurement": "x", "types": {"n": "int"}}, "line 22: column 'n': 'x' is not of"),
+        ("a.csv", CSV + "1,,1\n", {"measurement_column": "m"}, "line 22: column 'm' names no measurement"),
+        (
+            "a.ndjson",
+            '{"measurement":"m","time":1,"n":1}\n' * 20 + '{"measurement":"m"}',
+            {},
+            "line 21: there is no col",
+        ),
+        ("a.ndjson", '{"measurement":"m","time":1,"n":1}\n' * 20 + "{}", {}, "line 21: it has no 'measurement'"),
+        ("a.csv", ANNOTATED + ",,0,,1,n,cpu\n", {}, "line 23: there is no time"),
+    ],
+)
+def test_what_ends_a_load_is_found_before_anything_is_sent(
+    tmp_path: Path, name: str, content: str, plan: dict[str, Any], reason: str
+) -> None:
+    """The mended file is another one: what came before the bad line would be stored again."""
+    source = write(tmp_path / name, content)
+    with pytest.raises(BadInput, match=reason):
+        read(source, Plan(batch_records=5, **plan))
+
+
+def test_a_type_of_the_time_is_no_check_of_it(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.csv", "time,n\n2026-01-01,1\n")
+    [chunk] = read(source, Plan(measurement="x", types={"time": "int"})).chunks()
+    assert chunk.records == 1
+
+
+@pytest.mark.parametrize("is_dry_run", [False, True])
+def test_a_load_that_ends_within_a_file_says_what_is_written(tmp_path: Path, is_dry_run: bool) -> None:
+    source = write(tmp_path / "a.lp", LINES + "x" * (3 * MB) + " n=1i 1\n")
+    loader = Loader(None if is_dry_run else Limited(100), Pace(None), Quiet())  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="line 101: it has more than 1 MB") as raised:
+        loader.load(read(source, Plan(batch_records=10)))
+    assert ("100 records before it are written" in str(raised.value)) is not is_dry_run
 
 
 # Halves
