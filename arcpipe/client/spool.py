@@ -21,6 +21,7 @@ import fcntl
 import logging
 import os
 import re
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -46,6 +47,18 @@ _OVERHEAD: Final = 1 * KB  # of the beginning of a file, whose database has up t
 _MAX_FILE_BYTES: Final = 4 * GB  # a larger file is none of ours
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,128}")  # what a server takes as one
 _PASSING: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR}  # errors that end by themselves
+
+
+_of_this_process: weakref.WeakSet[Spool] = weakref.WeakSet()
+
+
+def _let_go_in_child() -> None:
+    """Close the locks of a forked parent: a child that outlives it would keep the next client out."""
+    for spool in list(_of_this_process):
+        spool.close()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 class Spool:
@@ -82,6 +95,7 @@ class Spool:
                 f"spool: {self.path} is on a file system that cannot lock directories ({error.strerror}); "
                 "use a local disk"
             ) from None
+        _of_this_process.add(self)
 
     def new(self, stream: Stream) -> Batch:
         """Begin a batch in a file of its own.

@@ -14,7 +14,18 @@ from typing import Any
 
 import pytest
 
-from arcpipe.client import AsyncClient, BadRecord, Client, ClientError, Closed, Full, Options, Refusal, Refused
+from arcpipe.client import (
+    AsyncClient,
+    BadRecord,
+    Client,
+    ClientError,
+    Closed,
+    Full,
+    Options,
+    Refusal,
+    Refused,
+    SpoolError,
+)
 from arcpipe.client import spool as client_spool
 from arcpipe.disk import Disk
 from tests.support.faulty_proxy import Faults, FaultyProxy
@@ -56,6 +67,35 @@ def test_a_forked_child_is_told_instead_of_waiting_for_a_sender_that_it_lacks() 
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         client.flush()
         assert server.numbers() == [1]
+
+
+def test_a_child_that_outlives_its_parent_does_not_keep_the_spool(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        Client(f"http://127.0.0.1:{free_port()}", Options(spool=tmp_path, **QUICK)).write("cpu", {"n": 1})
+        if os.fork() == 0:
+            os.close(writing)
+            os.read(reading, 1)  # until the test is over
+        os._exit(0)
+    os.waitpid(parent, 0)
+    try:
+        with ModelServer() as server, Client(server.url, Options(spool=tmp_path)) as client:
+            client.flush()
+            assert server.numbers() == [1]
+    finally:
+        os.close(writing)
+        os.close(reading)
+
+
+def test_a_fork_leaves_the_lock_to_the_parent(tmp_path: Path) -> None:
+    with ModelServer() as server, Client(server.url, Options(spool=tmp_path)):
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+        with pytest.raises(SpoolError, match="is in use by another client"):
+            Client(server.url, Options(spool=tmp_path))
 
 
 # Callbacks
