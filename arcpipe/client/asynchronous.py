@@ -107,15 +107,21 @@ class AsyncClient:
     async def _put(self, stream: Stream, parts: Iterable[Part]) -> None:
         options = self._core.options
         buffer = self._core.buffer
-        for part in parts:
-            if options.spool is not None and options.spool_sync == "always":
-                taken = await asyncio.to_thread(buffer.try_put, stream, part)  # it waits for the disk
-            else:
-                taken = buffer.try_put(stream, part)
-            if not taken and options.when_full == "block":
-                taken = await self._wait(partial(buffer.try_put, stream, part), options.block_seconds)
-            if not taken:
-                raise full(self._core)
+        accepted = 0
+        try:
+            for part in parts:
+                if options.spool is not None and options.spool_sync == "always":
+                    taken = await asyncio.to_thread(buffer.try_put, stream, part)  # it waits for the disk
+                else:
+                    taken = buffer.try_put(stream, part)
+                if not taken and options.when_full == "block":
+                    taken = await self._wait(partial(buffer.try_put, stream, part), options.block_seconds)
+                if not taken:
+                    raise full(self._core)
+                accepted += part.records
+        except ClientError as error:
+            error.note_accepted(accepted)
+            raise
 
     async def _wait(self, condition: Callable[[], bool], seconds: float | None) -> bool:
         """Wait until a condition holds that a batch's end can change; False if the time is over before.

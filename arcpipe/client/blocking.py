@@ -9,7 +9,7 @@ from typing import Any
 from arcpipe.client import encoding
 from arcpipe.client.core import Core, Stats
 from arcpipe.client.encoding import Part, Record, Stream
-from arcpipe.client.errors import Closed, Full, Refusal
+from arcpipe.client.errors import ClientError, Closed, Full, Refusal
 from arcpipe.client.options import Options
 
 
@@ -122,13 +122,19 @@ class Client:
 
     def _put(self, stream: Stream, parts: Iterable[Part]) -> None:
         options = self._core.options
-        for part in parts:
-            if options.when_full == "raise" or self._core.is_in_sender:
-                taken = self._core.buffer.try_put(stream, part)
-            else:
-                taken = self._core.buffer.put(stream, part, options.block_seconds)
-            if not taken:
-                raise full(self._core)
+        accepted = 0
+        try:
+            for part in parts:
+                if options.when_full == "raise" or self._core.is_in_sender:
+                    taken = self._core.buffer.try_put(stream, part)
+                else:
+                    taken = self._core.buffer.put(stream, part, options.block_seconds)
+                if not taken:
+                    raise full(self._core)
+                accepted += part.records
+        except ClientError as error:
+            error.note_accepted(accepted)
+            raise
 
 
 def full(core: Core) -> Full:

@@ -11,13 +11,22 @@ from arcpipe.errors import ArcpipeError
 class ClientError(ArcpipeError):
     """Base of what the client raises."""
 
+    accepted: int = 0
+    """Of what a call was given, so many records, the first ones, were accepted before; the others were not."""
+
+    def note_accepted(self, records: int) -> None:
+        """Have it tell that the first records of the call were accepted: given again, they would be there twice."""
+        if records:
+            self.accepted = records
+            self.add_note(f"The first {records} records of this call were accepted: give only the others again.")
+
 
 class BadRecord(ClientError):
-    """A record cannot be sent; it was not accepted. Records before it in the same call may have been."""
+    """A record cannot be sent; it was not accepted. Records before it in the same call may have been: `accepted`."""
 
 
 class Full(ClientError):
-    """The memory or the spool is full; the record was not accepted."""
+    """The memory or the spool is full. Of a call with many records, the first ones may be accepted: `accepted`."""
 
 
 class Closed(ClientError):

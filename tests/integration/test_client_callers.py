@@ -246,6 +246,55 @@ def test_flush_does_not_say_that_a_batch_is_sent_whose_file_cannot_be_read(
 # Records
 
 
+PARTLY: dict[str, Any] = {"batch_records": 10, "memory_bytes": 400, "when_full": "raise", **QUICK}
+
+
+def test_a_call_that_was_accepted_in_part_says_how_much_is_left() -> None:
+    """To give the whole call again would store the first records twice."""
+    left: list[dict[str, int]] = [{"n": n} for n in range(100)]
+    with ModelServer() as server, Client(server.url, Options(**PARTLY)) as client:
+        while left:
+            try:
+                client.write("cpu", left)
+            except Full as error:
+                left = left[error.accepted :]
+                client.flush()
+            else:
+                left = []
+        client.flush()
+        assert server.numbers() == list(range(100))
+
+
+def test_a_call_of_an_async_client_that_was_accepted_in_part_says_how_much_is_left() -> None:
+    async def run(url: str) -> None:
+        left: list[dict[str, int]] = [{"n": n} for n in range(100)]
+        async with AsyncClient(url, Options(**PARTLY)) as client:
+            while left:
+                try:
+                    await client.write("cpu", left)
+                except Full as error:
+                    left = left[error.accepted :]
+                    await client.flush()
+                else:
+                    left = []
+
+    with ModelServer() as server:
+        asyncio.run(run(server.url))
+        assert server.numbers() == list(range(100))
+
+
+def test_a_bad_record_tells_how_many_before_it_were_accepted() -> None:
+    records: list[dict[str, Any]] = [{"n": n} for n in range(20)]
+    records[15] = {"n": object()}
+    with ModelServer() as server, Client(server.url, Options(batch_records=10)) as client:
+        with pytest.raises(BadRecord) as raised:
+            client.write("cpu", records)
+        assert raised.value.accepted == 10
+        assert "The first 10 records of this call were accepted" in raised.value.__notes__[0]
+        client.flush()
+        assert server.numbers() == list(range(10))
+
+
 @pytest.mark.parametrize("records", [5, None, "text", [1], [{"n": 1}, "text"]])
 def test_what_is_no_record_is_a_bad_record(records: Any) -> None:
     with ModelServer() as server, Client(server.url) as client:
