@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from arcpipe.cli.options import config_option, token_of, token_option
+from arcpipe.errors import ArcpipeError, ConfigError
 
 if TYPE_CHECKING:
     from arcpipe.cli.client import Outline, StatusServer
@@ -52,7 +53,8 @@ def status(
 ) -> None:
     """Show the state of a running server: whether data is safe, what waits for its upload, and what to do.
 
-    Exit code: 0 healthy, 1 there are issues, 2 no answer (or another token is needed). With --alive: 0 or 2.
+    Exit code: 0 healthy, 1 there are issues, 2 no answer (or another token is needed, or nobody can be asked). With
+    --alive: 0 or 2.
 
     \b
     Examples:
@@ -60,15 +62,15 @@ def status(
       arcpipe status --watch
       ARCPIPE_TOKEN=… arcpipe status --url https://ingest.example:8000 --cacert ca.pem --json
     """
-    from arcpipe.cli.client import NotAnswering, StatusServer
+    from arcpipe.cli.client import NotAnswering
 
-    token = token_of(token_file)
-    if url is None:
-        from arcpipe.cli.serving import load_settings
-
-        server = StatusServer.of_settings(load_settings(config), token, cacert)
-    else:
-        server = StatusServer.at(url, token, cacert)
+    try:
+        server = _server(url, token_of(token_file), cacert, config)
+    except ConfigError:
+        raise
+    except ArcpipeError as error:  # 1 would say that the server has issues
+        print(f"arcpipe: {error}", file=sys.stderr)
+        raise typer.Exit(_SILENT) from None
     try:
         if alive:
             server.ask_health()
@@ -79,6 +81,17 @@ def status(
         print(f"arcpipe: {server.url}: {error}", file=sys.stderr)
         code = _SILENT
     raise typer.Exit(code)
+
+
+def _server(url: str | None, token: str, cacert: Path | None, config: Path | None) -> StatusServer:
+    """Return the server to ask. Raises ArcpipeError."""
+    from arcpipe.cli.client import StatusServer
+
+    if url is not None:
+        return StatusServer.at(url, token, cacert)
+    from arcpipe.cli.serving import load_settings
+
+    return StatusServer.of_settings(load_settings(config), token, cacert)
 
 
 def _show_json(server: StatusServer, watch: bool) -> int:

@@ -146,7 +146,7 @@ def test_a_server_with_tls_is_trusted_by_the_certificate_of_the_settings(tmp_pat
             ("cert.pem", "http://127.0.0.1:1", "--cacert: http://127.0.0.1:1 is asked without TLS"),
         ):
             refused = status("--url", url, "--cacert", file, cwd=tmp_path)
-            assert (refused.returncode, refused.stdout) == (1, "")
+            assert (refused.returncode, refused.stdout) == (2, "")
             assert reason in refused.stderr
         server.stop()
 
@@ -160,8 +160,9 @@ def test_a_server_with_tls_is_trusted_by_the_certificate_of_the_settings(tmp_pat
     ],
 )
 def test_what_cannot_be_meant_is_told(tmp_path: Path, arguments: list[str], reason: str) -> None:
+    """Not with 1: that says that the server has issues."""
     done = status(*arguments, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert reason in done.stderr
     assert "Traceback" not in done.stderr
 
