@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -27,7 +27,7 @@ class Options:
     """What a client may be told. Sizes are bytes before compression; times are seconds."""
 
     database: str = "default"
-    token: str = ""
+    token: str = field(default="", repr=False)  # options are printed and logged
     precision: Precision = "auto"
     """The unit of times. `auto` reads it from the size; for line protocol it means nanoseconds."""
     compression: Compression = "none"
@@ -73,8 +73,9 @@ class Options:
             ClientError: one of them is not allowed; the text says which and why.
         """
         for name in ("database", "token"):
-            if not isinstance(getattr(self, name), str):  # such as the value of a variable that is not set
-                raise ClientError(f"{name}: {getattr(self, name)!r} is no text")
+            value = getattr(self, name)
+            if not isinstance(value, str):  # such as that of a variable that is not set; it may be secret
+                raise ClientError(f"{name}: it is no text but {type(value).__name__}")
         if not is_database_name(self.database):
             raise ClientError(f"database: {self.database!r} is no database name; {DATABASE_RULE}")
         if _VISIBLE.match(self.token) is None:

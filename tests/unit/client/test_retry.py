@@ -234,7 +234,8 @@ def test_urls_have_ports_and_paths_of_their_own() -> None:
     [
         ({"database": "a/b"}, "database: 'a/b' is no database name"),
         ({"token": "a b"}, "token"),
-        ({"token": None}, "token: None is no text"),
+        ({"token": None}, "token: it is no text but NoneType"),
+        ({"database": None}, "database: it is no text but NoneType"),
         ({"give_up_seconds": -1}, "give_up_seconds: -1 is no time"),
         ({"block_seconds": float("inf")}, "block_seconds: inf is no time"),
         ({"batch_records": 0}, "batch_records: 0 is not 1 or more"),
@@ -247,3 +248,10 @@ def test_urls_have_ports_and_paths_of_their_own() -> None:
 def test_bad_options_are_refused(options: dict[str, object], text: str) -> None:
     with pytest.raises(ClientError, match=text):
         Options(**options)  # type: ignore[arg-type]
+
+
+def test_options_never_show_their_token() -> None:
+    assert "arc_secret" not in repr(Options(token="arc_secret", database="production"))
+    with pytest.raises(ClientError) as raised:
+        Options(token=b"arc_secret")  # type: ignore[arg-type]
+    assert "arc_secret" not in str(raised.value)
