@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, cast, get_args
 
@@ -227,10 +227,13 @@ def _silent(client: logging.Logger) -> Iterator[None]:
 
 def _load_all(files: list[Path], plan: Plan, format_: FileFormat | None, loader: Loader, show: Shown) -> int:
     from arcpipe.load.chunks import BadInput
-    from arcpipe.load.formats import read
+    from arcpipe.load.formats import format_of, read
     from arcpipe.load.loader import LoadFailed
     from arcpipe.load.source import Source
 
+    for path in files if format_ is None else ():  # wrong usage is told before anything is sent
+        with suppress(BadInput):  # told in its turn
+            format_of(Source(path))
     seen: dict[tuple[str, ...], str] = {}
     failed = refused = 0
     for path in files:

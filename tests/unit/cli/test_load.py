@@ -78,3 +78,12 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeyp
     done = CliRunner().invoke(app, ["load", str(tmp_path), "--dry-run"])
     assert isinstance(done.exception, ArcpipeError)
     assert str(done.exception) == f"{tmp_path}/secret: cannot be read: Permission denied; nothing is loaded"
+
+
+def test_a_file_without_a_format_is_told_before_the_others_are_loaded(tmp_path: Path) -> None:
+    (tmp_path / "a.lp").write_text("cpu n=1i 1\n")
+    (tmp_path / "b.bin").write_text("what?")
+    done = CliRunner().invoke(app, ["load", str(tmp_path / "a.lp"), str(tmp_path / "b.bin"), "--dry-run"])
+    assert done.exit_code == 2
+    assert "its name does not say what it is" in " ".join(done.output.split())
+    assert "are good" not in done.output
