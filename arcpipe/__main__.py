@@ -41,13 +41,16 @@ def _run() -> None:
 def _have_standard_files() -> None:
     """Open /dev/null for each of stdin, stdout and stderr that is closed.
 
-    Otherwise the next file that is opened gets the number of stderr, and the log is written into it.
+    Otherwise the next file that is opened gets the number of stderr, and the log is written into it. For a closed one
+    Python has no object, and prints to stdout what is for stderr.
     """
     for fd in range(3):
         try:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    sys.stdout = sys.stdout or io.TextIOWrapper(io.FileIO(1, "w", closefd=False))
+    sys.stderr = sys.stderr or io.TextIOWrapper(io.FileIO(2, "w", closefd=False))
 
 
 def _take_all_names() -> None:

@@ -73,6 +73,7 @@ class Changeable:
         self._endings = counters.endings
         self._told: dict[str, tuple[expiry.Life, bool, float]] = {}  # last warning by kind: of what, expired, when
         self._deadline = 0.0  # for workers to take a reload; 0: all have
+        self._refused: list[str] = []  # parts of the last reload whose former state stays in force
         self._tokens: tuple[Token, ...] | None = None
         self.tls: ServerTLS | None = None
 
@@ -108,9 +109,11 @@ class Changeable:
         does not keep a revoked token alive. `is_reload_over` tells when all workers have taken the reload.
         """
         log.info("SIGHUP: reloading")
+        self._refused.clear()
         try:
             settings = self._load_settings()
         except ArcpipeError as error:
+            self._refused.append("the settings")
             for line in str(error).splitlines():
                 log.error("the settings are refused, and the log level stays as it was: %s", line)
         else:
@@ -119,6 +122,7 @@ class Changeable:
             try:
                 found = tokens.read(self._settings.auth.tokens_file)
             except ArcpipeError as error:
+                self._refused.append("the tokens file")
                 log.error("the tokens file is refused, and the former tokens stay in force: %s", error)
             else:
                 self._take_tokens(found)
@@ -127,6 +131,7 @@ class Changeable:
             try:
                 self.tls.reload()
             except ArcpipeError as error:
+                self._refused.append("the certificate")
                 log.error("the certificate is refused, and the former one stays in force: %s", error)
             else:
                 _warn_if_readable_by_others(self._settings.server.tls_key, "server.tls_key")
@@ -147,6 +152,8 @@ class Changeable:
         self._deadline = 0.0
         if late:
             log.error("not reloaded: %s", ", ".join(f"ingest {slot}" for slot in late))
+        elif self._refused:
+            log.warning("reloaded, except for %s: the lines above say why", ", ".join(self._refused))
         else:
             log.info("reloaded")
         return True

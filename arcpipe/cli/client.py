@@ -162,8 +162,7 @@ class StatusServer:
         except ssl.SSLCertVerificationError as error:
             raise NotAnswering(f"its certificate is not trusted: {error.verify_message}") from None
         except (OSError, http.client.HTTPException, ValueError) as error:
-            reason = str(error) if isinstance(error, socket.gaierror | ssl.SSLError) else _reason(error)
-            raise NotAnswering(f"not answering: {reason}") from None
+            raise NotAnswering(f"not answering: {_reason(error, self._tls is not None)}") from None
         finally:
             connection.close()
         if response.status in (401, 403):
@@ -234,7 +233,13 @@ def _listener_to_ask(settings: Settings) -> Listener:
     return min(telling, key=lambda one: wants_certificate and one.tls)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, is_tls: bool) -> str:
+    if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
+        return "it does not speak TLS there: is http:// meant?"
+    if isinstance(error, http.client.RemoteDisconnected) and not is_tls:
+        return "it ended the connection without an answer: is https:// meant?"
+    if isinstance(error, socket.gaierror | ssl.SSLError):
+        return str(error)
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, cast, get_args
 
 import typer
 
+from arcpipe.cli.options import token_of, token_option
 from arcpipe.errors import ArcpipeError
 
 if TYPE_CHECKING:
@@ -52,9 +53,7 @@ def load(
     compression: Annotated[str, typer.Option(help="Of requests: none, gzip or zstd.")] = "none",
     give_up: Annotated[float, typer.Option(min=1, help="Seconds after which a request is tried no more.")] = 600,
     cacert: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM certificates to trust.")] = None,
-    token_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File with a token of scope `write`; default: $ARCPIPE_TOKEN.")
-    ] = None,
+    token_file: Annotated[Path | None, token_option("write")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read and check everything, and send nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per file.")] = False,
 ) -> None:
@@ -108,14 +107,8 @@ class _Target(NamedTuple):
 def _options(token_file: Path | None, cacert: Path | None, compression: str, give_up: float) -> Options:
     from arcpipe.client.options import Compression, Options
 
-    token = os.environ.get("ARCPIPE_TOKEN", "").strip()
-    if token_file is not None:
-        try:
-            token = token_file.read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ArcpipeError(f"--token-file: {token_file} cannot be read: {error}") from None
     return Options(
-        token=token,
+        token=token_of(token_file),
         compression=cast(Compression, compression),
         ca_file=cacert,
         give_up_seconds=give_up,
@@ -160,9 +153,15 @@ def _format(name: str) -> FileFormat | None:
 
 
 def _expanded(files: list[Path]) -> list[Path]:
-    """Return the files, and those below folders, each folder in the order of names."""
+    """Return the files, and those below folders, each folder in the order of names.
+
+    Raises:
+        ArcpipeError: a folder cannot be read. To pass over it would seem to have loaded what is in it.
+        BadPlan: there is nothing to load.
+    """
     from arcpipe.load.formats import SUFFIXES
     from arcpipe.load.plan import BadPlan
+    from arcpipe.load.source import plain_name
 
     found: list[Path] = []
     for path in files:
@@ -171,15 +170,23 @@ def _expanded(files: list[Path]) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        below = [
-            file
-            for file in sorted(path.rglob("*"))
-            if file.is_file() and file.name.lower().removesuffix(".gz").removesuffix(".zst").endswith(SUFFIXES)
-        ]
+        below = [file for file in sorted(_below(path)) if plain_name(file).endswith(SUFFIXES)]
         if not below:
             raise BadPlan(f"{path}: no file in this folder can be loaded; their names end in {', '.join(SUFFIXES)}")
         found += below
     return found
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Find the files below a folder. Raises ArcpipeError."""
+
+    def refuse(error: OSError) -> None:
+        raise ArcpipeError(
+            f"{os.fsdecode(error.filename)}: cannot be read: {error.strerror}; nothing is loaded"
+        ) from None
+
+    for path, _, names in os.walk(folder, onerror=refuse):
+        yield from (file for name in names if (file := Path(path, name)).is_file())
 
 
 def _load(
@@ -220,10 +227,13 @@ def _silent(client: logging.Logger) -> Iterator[None]:
 
 def _load_all(files: list[Path], plan: Plan, format_: FileFormat | None, loader: Loader, show: Shown) -> int:
     from arcpipe.load.chunks import BadInput
-    from arcpipe.load.formats import read
+    from arcpipe.load.formats import format_of, read
     from arcpipe.load.loader import LoadFailed
     from arcpipe.load.source import Source
 
+    for path in files if format_ is None else ():  # wrong usage is told before anything is sent
+        with suppress(BadInput):  # told in its turn
+            format_of(Source(path))
     seen: dict[tuple[str, ...], str] = {}
     failed = refused = 0
     for path in files:

@@ -35,6 +35,7 @@ class Shown:
         self._last_wait = float("-inf")
         self._results: list[Result] = []
         self._told = 0
+        self._told_halves = False
 
     def says(self, text: str) -> None:
         """Tell something that is no result."""
@@ -63,6 +64,15 @@ class Shown:
             self.says(f"{result.file}: {bad.place}: {bad.reason}{text}"[: 2 * _MAX_REASON])
         elif self._told == MAX_BAD + 1:
             self.says(f"{result.file}: further refused records are only counted")
+
+    def was_too_large(self, result: Result, reason: str) -> None:
+        """Tell once what a later load depends on, as a server with another limit knows other keys."""
+        if not self._told_halves:
+            self._told_halves = True
+            self.says(
+                f"{result.file}: {reason}, so smaller requests are sent. Load it again only while the server has this "
+                "limit, such as server.max_body_mb: under a higher one, records would be stored twice"
+            )
 
     def waits(self, reason: str, seconds: float) -> None:
         """Tell that the server takes nothing at this moment."""

@@ -145,7 +145,9 @@ def _print_table(effective: list[EffectiveValue]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("setting", "value", "source")
+    table = Table()
+    for name in ("setting", "value", "source"):
+        table.add_column(name, overflow="fold")  # in a narrow terminal, the end of a name is what tells it from others
     section = ""
     for key, value, source in effective:
         if key.rpartition(".")[0] != section:

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 
 def print_json(rows: Iterable[Mapping[str, Any]]) -> None:
@@ -38,7 +38,8 @@ def print_table(columns: tuple[str, ...], rows: Iterable[Mapping[str, Any]], lef
 
         table = Table()
         for name in columns:
-            table.add_column(name.replace("_", " "), justify="left" if name in left else "right")
+            justify: Literal["left", "right"] = "left" if name in left else "right"
+            table.add_column(name.replace("_", " "), justify=justify, overflow="fold")  # names are there to be copied
         for row in cells:
             table.add_row(*map(Text, row))
         Console().print(table)

@@ -6,7 +6,6 @@ reports the issues.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections import deque
@@ -15,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from arcpipe.cli.options import config_option
-from arcpipe.errors import ArcpipeError
+from arcpipe.cli.options import config_option, token_of, token_option
+from arcpipe.errors import ArcpipeError, ConfigError
 
 if TYPE_CHECKING:
     from arcpipe.cli.client import Outline, StatusServer
@@ -41,10 +40,7 @@ def status(
         Path | None,
         typer.Option(metavar="FILE", help="PEM certificates to trust instead of the system's."),
     ] = None,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="File with a token of scope `read`; default: $ARCPIPE_TOKEN."),
-    ] = None,
+    token_file: Annotated[Path | None, token_option("read")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer of /api/v1/status unchanged.")] = False,
     alive: Annotated[
         bool, typer.Option("--alive", help="Only ask if it answers at all, as an orchestrator does: needs no token.")
@@ -57,7 +53,8 @@ def status(
 ) -> None:
     """Show the state of a running server: whether data is safe, what waits for its upload, and what to do.
 
-    Exit code: 0 healthy, 1 there are issues, 2 no answer (or another token is needed). With --alive: 0 or 2.
+    Exit code: 0 healthy, 1 there are issues, 2 no answer (or another token is needed, or nobody can be asked). With
+    --alive: 0 or 2.
 
     \b
     Examples:
@@ -65,15 +62,15 @@ def status(
       arcpipe status --watch
       ARCPIPE_TOKEN=… arcpipe status --url https://ingest.example:8000 --cacert ca.pem --json
     """
-    from arcpipe.cli.client import NotAnswering, StatusServer
+    from arcpipe.cli.client import NotAnswering
 
-    token = os.environ.get("ARCPIPE_TOKEN", "").strip() if token_file is None else _token_in(token_file)
-    if url is None:
-        from arcpipe.cli.serving import load_settings
-
-        server = StatusServer.of_settings(load_settings(config), token, cacert)
-    else:
-        server = StatusServer.at(url, token, cacert)
+    try:
+        server = _server(url, token_of(token_file), cacert, config)
+    except ConfigError:
+        raise
+    except ArcpipeError as error:  # 1 would say that the server has issues
+        print(f"arcpipe: {error}", file=sys.stderr)
+        raise typer.Exit(_SILENT) from None
     try:
         if alive:
             server.ask_health()
@@ -86,11 +83,15 @@ def status(
     raise typer.Exit(code)
 
 
-def _token_in(path: Path) -> str:
-    try:
-        return path.read_text("ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArcpipeError(f"--token-file: {path} cannot be read: {getattr(error, 'strerror', error)}") from None
+def _server(url: str | None, token: str, cacert: Path | None, config: Path | None) -> StatusServer:
+    """Return the server to ask. Raises ArcpipeError."""
+    from arcpipe.cli.client import StatusServer
+
+    if url is not None:
+        return StatusServer.at(url, token, cacert)
+    from arcpipe.cli.serving import load_settings
+
+    return StatusServer.of_settings(load_settings(config), token, cacert)
 
 
 def _show_json(server: StatusServer, watch: bool) -> int:

@@ -44,7 +44,7 @@ _DatabaseOption = Annotated[
     typer.Option(
         "--database",
         metavar="NAME",
-        help=r"Only this database; may be repeated. \, is a comma in a name. Default: all.",
+        help=r"The only database that it may write; may be repeated. \, is a comma in a name. Default: all.",
     ),
 ]
 _CertificateOption = Annotated[
@@ -240,14 +240,20 @@ def _checked_name(name: str) -> str:
 
 def _show_new(token: Token, text: str, settings: Settings, as_json: bool, now: datetime) -> None:
     """Print a token that has just been made, or the id of one that a certificate stands for."""
-    if as_json:
-        print_json([{**({} if token.certificate else {"token": text}), **_row(token, now)}])
-    else:
-        print(token.id if token.certificate else text)
+    try:
+        if as_json:
+            print_json([{**({} if token.certificate else {"token": text}), **_row(token, now)}])
+        else:
+            print(token.id if token.certificate else text, flush=True)
+    except OSError:  # such as a full disk, or a reader that left
+        _note(f"token {token.id} is made and could not be shown: end it with `arcpipe token revoke {token.id}`")
+        raise
     kept = "as a hash: this was the only time that it is shown"
     if token.certificate:
         kept = f"for certificates with the name {token.certificate}"
     _note(f"token {token.id} is kept in {os.path.abspath(settings.auth.tokens_file)} {kept}")
+    if token.databases and token.scopes != ("write",):
+        _note("its databases bound what it may write; by read or admin it sees names and figures of all databases")
     _note_reload(settings)
 
 

@@ -17,7 +17,7 @@ from arcpipe.cli.output import print_json, print_table
 from arcpipe.errors import ArcpipeError, BadPayload
 
 if TYPE_CHECKING:
-    from arcpipe.wal.directory import SegmentFile
+    from arcpipe.wal.directory import SegmentFile, WALDirectory
     from arcpipe.wal.inspect import Summary
 
 app = typer.Typer(help="Inspect, check, salvage and replay WAL files.", no_args_is_help=True, rich_markup_mode=None)
@@ -207,6 +207,10 @@ def ack(
     from arcpipe.wal import acknowledged, findings
     from arcpipe.wal.directory import WALDirectory
 
+    if str(directory) in acknowledged.ALL_CODES and not directory.exists():
+        raise ArcpipeError(
+            f"{directory} is a code: name the WAL directory before it, as in `arcpipe wal ack data/wal {directory}`"
+        )
     wal = WALDirectory(_directory(directory))
     wanted = codes or list(acknowledged.ALL_CODES)
     for code in wanted:
@@ -229,7 +233,10 @@ def ack(
     if seen.findings_problem or seen.quarantine_problem:
         raise typer.Exit(1)
     if not found:
-        print(f"There is nothing to acknowledge in {directory}.")
+        others = [code for code in acknowledged.ALL_CODES if code not in wanted and acknowledged.told(seen, code)]
+        of = f" of {', '.join(wanted)}" if codes else ""
+        rest = f" Open are: {', '.join(others)}." if others else ""
+        print(f"There is nothing to acknowledge{of} in {directory}.{rest}")
     elif not show:
         print("Acknowledged. What comes after this is told again.")
 
@@ -270,10 +277,15 @@ def replay(
 
     folder = str(_directory(source))
     target = WALDirectory(load_settings(config).wal.dir)
-    if os.path.realpath(folder) == os.path.realpath(target.path):
-        raise ArcpipeError(f"{folder} is this node's own WAL: the next `arcpipe serve` replays it by itself")
+    _refuse_own(folder, target)
     lock = WALDirectory(folder)
-    lock.lock(0.0)
+    try:
+        lock.lock(0.0)
+    except OSError as error:  # such as that of a dead machine's disk, which is mounted read-only
+        raise ArcpipeError(
+            f"{folder} cannot be written to ({error.strerror}), and a replay locks it and renames its files: "
+            "copy it, and replay the copy"
+        ) from None
     try:
         finished = finish_interrupted(target, folder)
         if finished:
@@ -304,6 +316,19 @@ def replay(
         )
     finally:
         lock.unlock()
+
+
+def _refuse_own(folder: str, target: WALDirectory) -> None:
+    """Raise ArcpipeError if a directory to replay is the node's own, or one that the node keeps within it."""
+    own, *kept = map(os.path.realpath, target.folders)
+    given = os.path.realpath(folder)
+    if given == own:
+        raise ArcpipeError(f"{folder} is this node's own WAL: the next `arcpipe serve` replays it by itself")
+    if given in kept:
+        raise ArcpipeError(
+            f"{folder} is a part of this node's own WAL, and what is there may be uploaded already: save single files "
+            "by `arcpipe wal salvage FILE NEW`, look at them, and replay the directory of NEW"
+        )
 
 
 def _segment_row(file: SegmentFile, path: str, summary: Summary) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from arcpipe.client import encoding
 from arcpipe.client.blocking import full
 from arcpipe.client.core import Core, Stats
 from arcpipe.client.encoding import Part, Record, Stream
-from arcpipe.client.errors import Refusal
+from arcpipe.client.errors import ClientError, Closed, Refusal
 from arcpipe.client.options import Options
 
 
@@ -75,6 +75,7 @@ class AsyncClient:
 
     async def flush(self, seconds: float | None = None) -> None:
         """Send all that was accepted before, and wait until a server has it, as `Client.flush`."""
+        self._core.check_may_wait()
         number = self._core.buffer.seal_all()
         if not await self._wait(lambda: self._core.buffer.is_done(number), seconds):
             raise self._core.not_sent(self._core.buffer.waiting()[0])
@@ -86,7 +87,13 @@ class AsyncClient:
             return
         number = self._core.buffer.end()
         try:
-            await self._wait(lambda: self._core.buffer.is_done(number), seconds)
+            if asyncio.get_running_loop() is self._loop:
+                await self._wait(lambda: self._core.buffer.is_done(number), seconds)
+            else:
+                await asyncio.to_thread(self._core.buffer.wait_done, number, seconds)
+        except Closed:
+            if not self._core.is_closed:  # else another task has closed it meanwhile
+                raise
         finally:
             left = await asyncio.shield(asyncio.to_thread(self._core.shut))
         if left and self._core.options.spool is None:
@@ -100,18 +107,30 @@ class AsyncClient:
     async def _put(self, stream: Stream, parts: Iterable[Part]) -> None:
         options = self._core.options
         buffer = self._core.buffer
-        for part in parts:
-            if options.spool is not None and options.spool_sync == "always":
-                taken = await asyncio.to_thread(buffer.try_put, stream, part)  # it waits for the disk
-            else:
-                taken = buffer.try_put(stream, part)
-            if not taken and options.when_full == "block":
-                taken = await self._wait(partial(buffer.try_put, stream, part), options.block_seconds)
-            if not taken:
-                raise full(self._core)
+        accepted = 0
+        try:
+            for part in parts:
+                if options.spool is not None and options.spool_sync == "always":
+                    taken = await asyncio.to_thread(buffer.try_put, stream, part)  # it waits for the disk
+                else:
+                    taken = buffer.try_put(stream, part)
+                if not taken and options.when_full == "block":
+                    taken = await self._wait(partial(buffer.try_put, stream, part), options.block_seconds)
+                if not taken:
+                    raise full(self._core)
+                accepted += part.records
+        except ClientError as error:
+            error.note_accepted(accepted)
+            raise
 
     async def _wait(self, condition: Callable[[], bool], seconds: float | None) -> bool:
-        """Wait until a condition holds that a batch's end can change; False if the time is over before."""
+        """Wait until a condition holds that a batch's end can change; False if the time is over before.
+
+        Raises:
+            ClientError: the sender cannot wake this event loop.
+        """
+        if asyncio.get_running_loop() is not self._loop:
+            raise ClientError("the client belongs to another event loop: make one in this loop")
         deadline = None if seconds is None else self._loop.time() + seconds
         while True:
             self._changed.clear()

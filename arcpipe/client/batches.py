@@ -18,6 +18,9 @@ class Batch(Protocol):
     records: int
     size: int
     """Bytes of its parts, or of its file."""
+    key: str
+    may_be_sent: bool
+    """Whether a former process may have sent it, and a server may have it; known once it is sealed."""
 
     def add(self, part: Part) -> None:
         """Take one more part. Raises SpoolError: it was not taken, and the batch takes no more."""
@@ -26,7 +29,11 @@ class Batch(Protocol):
         """Hold no file open until it is sent: thousands may wait, and the process has few descriptors."""
 
     def seal(self) -> Message | None:
-        """Fix the content for ever, and return it; None if there is none to send, which was told."""
+        """Fix the content for ever, and return it; None if there is none to send, which was told.
+
+        Raises:
+            SpoolBusy: it has to be tried again.
+        """
 
     def accepted(self) -> None:
         """Forget the content: a server has it."""
@@ -87,11 +94,13 @@ class MemoryStore:
 class MemoryBatch:
     """A batch in memory."""
 
+    may_be_sent = False
+
     def __init__(self, key: str, stream: Stream) -> None:
         self.stream = stream
         self.records = 0
         self.size = 0
-        self._key = key
+        self.key = key
         self._parts: list[bytes] = []
 
     def add(self, part: Part) -> None:
@@ -103,7 +112,7 @@ class MemoryBatch:
         pass
 
     def seal(self) -> Message:
-        return Message(self._key, self.stream, self.records, body_of(self.stream.format, self._parts))
+        return Message(self.key, self.stream, self.records, body_of(self.stream.format, self._parts))
 
     def accepted(self) -> None:
         self._parts.clear()

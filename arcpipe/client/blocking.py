@@ -9,7 +9,7 @@ from typing import Any
 from arcpipe.client import encoding
 from arcpipe.client.core import Core, Stats
 from arcpipe.client.encoding import Part, Record, Stream
-from arcpipe.client.errors import Full, Refusal
+from arcpipe.client.errors import ClientError, Closed, Full, Refusal
 from arcpipe.client.options import Options
 
 
@@ -85,7 +85,10 @@ class Client:
         Raises:
             NotSent: it took longer; sending goes on.
             Refused: batches were refused since the last call, and there is no `on_refused`.
+            Closed: it is closed, or belongs to another process.
+            ClientError: `on_refused` calls it, and would wait for itself.
         """
+        self._core.check_may_wait()
         number = self._core.buffer.seal_all()
         if not self._core.buffer.wait_done(number, seconds):
             raise self._core.not_sent(self._core.buffer.waiting()[0])
@@ -97,11 +100,16 @@ class Client:
         Raises:
             NotSent: the time was over, and there is no spool.
             Refused: batches were refused since the last call, and there is no `on_refused`.
+            ClientError: `on_refused` calls it, and would wait for itself.
         """
         if self._core.is_closed:
             return
+        self._core.check_may_wait()
         try:
             self._core.buffer.wait_done(self._core.buffer.end(), seconds)
+        except Closed:
+            if not self._core.is_closed:  # else another thread has closed it meanwhile
+                raise
         finally:
             left = self._core.shut()
         if left and self._core.options.spool is None:
@@ -114,13 +122,19 @@ class Client:
 
     def _put(self, stream: Stream, parts: Iterable[Part]) -> None:
         options = self._core.options
-        for part in parts:
-            if options.when_full == "raise":
-                taken = self._core.buffer.try_put(stream, part)
-            else:
-                taken = self._core.buffer.put(stream, part, options.block_seconds)
-            if not taken:
-                raise full(self._core)
+        accepted = 0
+        try:
+            for part in parts:
+                if options.when_full == "raise" or self._core.is_in_sender:
+                    taken = self._core.buffer.try_put(stream, part)
+                else:
+                    taken = self._core.buffer.put(stream, part, options.block_seconds)
+                if not taken:
+                    raise full(self._core)
+                accepted += part.records
+        except ClientError as error:
+            error.note_accepted(accepted)
+            raise
 
 
 def full(core: Core) -> Full:

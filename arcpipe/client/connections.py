@@ -53,6 +53,7 @@ class Connections:
         self._tls = _tls_context(options) if has_tls else None
         self._open: dict[str, tuple[http.client.HTTPConnection, float]] = {}
         self._current: socket.socket | None = None
+        self._is_aborted = False
 
     def post(self, node: Node, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
         """Send a request and return its answer.
@@ -63,6 +64,9 @@ class Connections:
         connection = self._connected(node)
         connection.sock.settimeout(self._options.answer_seconds)
         self._current = connection.sock
+        if self._is_aborted:  # before there was a connection to end
+            connection.close()
+            raise NoAnswer("it was stopped", may_be_written=False)
         try:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 # A server that refuses by the head answers and closes: the answer may be there all the same.
@@ -85,7 +89,8 @@ class Connections:
         return Answer(response.status, names, content)
 
     def abort(self) -> None:
-        """End a request of another thread: it has no answer."""
+        """End a request of another thread, and all that would follow: it has no answer."""
+        self._is_aborted = True
         current = self._current
         if current is not None:
             with contextlib.suppress(OSError):
@@ -219,6 +224,8 @@ def _reason(error: Exception) -> str:
         return "no answer in time"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
+        return "it does not speak TLS there: is http:// meant?"
     if isinstance(error, socket.gaierror | ssl.SSLError):
         return str(error)
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from arcpipe.client import encoding
-from arcpipe.client.batches import MemoryStore, Store
+from arcpipe.client.batches import Batch, MemoryStore, Store
 from arcpipe.client.buffer import Buffer, Taken
-from arcpipe.client.delivery import Accepted, Delivery, Stopped
+from arcpipe.client.delivery import Accepted, Delivery, Message, Stopped
 from arcpipe.client.encoding import Format, Part, Record, Stream
-from arcpipe.client.errors import Closed, NotSent, Refusal, Refused
+from arcpipe.client.errors import ClientError, Closed, NotSent, Refusal, Refused, SpoolBusy
 from arcpipe.client.options import Options, read_urls
 from arcpipe.client.retry import Failure
 from arcpipe.client.spool import Spool
@@ -101,14 +101,33 @@ class Core:
 
     def stream(self, format_: Format, database: str | None) -> Stream:
         """Return what a batch of this format and database has in common. Raises Closed after a fork."""
-        if os.getpid() != self._process:
-            raise Closed("the client was made by another process: after a fork, make a new one")
+        self.check_process()
         precision = self.options.precision
         if format_ == "lines" and precision == "auto":
             precision = "ns"
         name = self.options.database if database is None else database
         encoding.check_database(name)
         return Stream(format_, name, precision)
+
+    # Callers
+
+    @property
+    def is_in_sender(self) -> bool:
+        """Tell whether `on_refused` calls: nothing is sent meanwhile, so nothing must be waited for."""
+        return threading.current_thread() is self._thread
+
+    def check_process(self) -> None:
+        """Raise Closed after a fork: the child has no sender, and perhaps locks that nobody opens."""
+        if os.getpid() != self._process:
+            raise Closed("the client was made by another process: after a fork, make a new one")
+
+    def check_may_wait(self) -> None:
+        """Raise ClientError if waiting for the sender would never end; Closed after a fork."""
+        self.check_process()
+        if self.is_in_sender:
+            raise ClientError(
+                "on_refused runs in the sender's thread, and flush and close wait for that one: call them elsewhere"
+            )
 
     # Ends
 
@@ -139,7 +158,8 @@ class Core:
         records, _ = self.buffer.waiting()
         self.buffer.fail("the client is closed")
         if not self._thread.is_alive():  # else another process would send what this one may still be sending
-            self._store.close()
+            with self._lock:  # of two that close it at once
+                self._store.close()
         return records
 
     def not_sent(self, records: int) -> NotSent:
@@ -149,7 +169,8 @@ class Core:
         return NotSent(f"{records} records were not sent in time{because}; {rest}", records)
 
     def stats(self) -> Stats:
-        """Return the figures."""
+        """Return the figures. Raises Closed after a fork."""
+        self.check_process()
         waiting_records, waiting_bytes = self.buffer.waiting()
         with self._lock:
             figures = dict(self._figures)
@@ -185,12 +206,14 @@ class Core:
 
     def _send_one(self, taken: Taken) -> None:
         batch = taken.batch
-        message = batch.seal()
+        message = self._sealed(batch)
         if message is None:
             self._count(damaged=batch.records)
+            if batch.records:  # they were accepted by this client, and `flush` must not say that they are sent
+                self._tell_refusal(_lost(batch))
             self.buffer.finish(taken)
             return
-        outcome = self._delivery.deliver(message)
+        outcome = self._delivery.deliver(message, batch.may_be_sent)
         if isinstance(outcome, Accepted):
             batch.accepted()
             self._count(
@@ -201,6 +224,17 @@ class Core:
             self._count(refused=message.records)
             self._tell_refusal(outcome)
         self.buffer.finish(taken)
+
+    def _sealed(self, batch: Batch) -> Message | None:
+        """Seal a batch, however often the system has to be asked. Raises Stopped."""
+        failures = 0
+        while True:
+            try:
+                return batch.seal()
+            except SpoolBusy as error:
+                failures += 1
+                self._last_error = str(error)
+                self._delivery.pause(failures)
 
     def _tell_refusal(self, refusal: Refusal) -> None:
         log.error(
@@ -229,3 +263,10 @@ class Core:
         with self._lock:
             for name, number in more.items():
                 self._figures[name] += number
+
+
+def _lost(batch: Batch) -> Refusal:
+    """Return what is told of a batch of this client whose file can be read no more."""
+    stream = batch.stream
+    reason = "its file in the spool cannot be read; the log says why, and where the file is"
+    return Refusal(batch.key, stream.database, stream.format, batch.records, 0, reason, False, b"")

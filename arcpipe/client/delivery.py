@@ -77,17 +77,22 @@ class Delivery:
         """Close the connections."""
         self._connections.close()
 
-    def deliver(self, message: Message) -> Accepted | Refusal:
+    def deliver(self, message: Message, may_be_sent: bool = False) -> Accepted | Refusal:
         """Send a batch until there is an answer that counts.
+
+        Args:
+            message: what to send.
+            may_be_sent: a former process may have sent it.
 
         Raises:
             Stopped: `stop` was called before.
         """
-        route = self._routes.route(message.key)
+        route = self._routes.route(message.key, may_be_sent)
         body = compressed(message.body, self._options.compression)
         headers = self._headers(message)
         started = self._clock()
         failures = server_errors = 0
+        may_be_written = may_be_sent
         while not self._stopped.is_set():
             node = route.node
             try:
@@ -101,18 +106,31 @@ class Delivery:
                     return Accepted(retry.was_replayed(answer), route.may_be_doubled)
                 server_errors += answer.status == 500
                 if retry.is_final(answer, server_errors):
-                    return _refusal(
-                        message, answer.status, retry.refusal_reason(answer), retry.is_partly_written(answer)
-                    )
+                    # 400 is for the bytes, so an earlier try had the same answer; others say nothing of earlier tries.
+                    is_partly_written = retry.is_partly_written(answer) or (may_be_written and answer.status != 400)
+                    return _refusal(message, answer.status, retry.refusal_reason(answer), is_partly_written)
                 failure = retry.failure_of(answer, datetime.now(UTC))
             failures += 1
+            may_be_written = may_be_written or failure.may_be_written
             give_up = self._options.give_up_seconds
-            if give_up is not None and self._clock() - started >= give_up:
+            left = None if give_up is None else started + give_up - self._clock()
+            if left is not None and left <= 0:
                 reason = f"gave up after {give_up:g} s: {failure.reason}"
-                return _refusal(message, 0, reason, failure.may_be_written)
+                return _refusal(message, 0, reason, may_be_written)
             if not route.failed(failure.may_be_written):
-                self._pause(message, node, failure, failures)
+                self._pause(message, node, failure, failures, left)
         raise Stopped
+
+    def pause(self, failures: int) -> None:
+        """Wait as after a failure that no server has to do with.
+
+        Raises:
+            Stopped: `stop` was called.
+        """
+        options = self._options
+        first, longest = options.first_pause_seconds, options.longest_pause_seconds
+        if self._stopped.wait(retry.pause_seconds(failures, None, first, longest, random.random())):
+            raise Stopped
 
     def _headers(self, message: Message) -> dict[str, str]:
         headers = {
@@ -127,7 +145,8 @@ class Delivery:
             headers["Content-Encoding"] = self._options.compression
         return headers
 
-    def _pause(self, message: Message, node: Node, failure: Failure, failures: int) -> None:
+    def _pause(self, message: Message, node: Node, failure: Failure, failures: int, most: float | None) -> None:
+        """Wait before the next try: `most` seconds, after which the batch is tried once more and given up."""
         options = self._options
         seconds = retry.pause_seconds(
             failures,
@@ -136,6 +155,8 @@ class Delivery:
             options.longest_pause_seconds,
             random.random(),
         )
+        if most is not None:
+            seconds = min(seconds, most)
         if failures % _LINES_BETWEEN == 1:
             log.warning(
                 "%s took no batch (%s); trying again in %.1f s, for the %s. time, with the same key %s",

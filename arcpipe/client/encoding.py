@@ -97,6 +97,8 @@ def encode_records(
     Raises:
         BadRecord: one of them cannot be sent.
     """
+    if not isinstance(records, Iterable):
+        raise BadRecord(f"{records!r} is no record: give a mapping from names to values, or several of them")
     slice_: list[Record] = []
     for record in records:
         slice_.append(record)
@@ -108,8 +110,12 @@ def encode_records(
 
 
 def _transposed(records: Sequence[Record]) -> dict[str, list[Any]]:
-    names = dict.fromkeys(name for record in records for name in record)
-    return {name: [record.get(name) for record in records] for name in names}
+    try:
+        names = dict.fromkeys(name for record in records for name in record)
+        return {name: [record.get(name) for record in records] for name in names}
+    except (AttributeError, TypeError):
+        odd = next((record for record in records if not isinstance(record, Mapping)), None)
+        raise BadRecord(f"{odd!r} is no record: give a mapping from names to values") from None
 
 
 def encode_columns(

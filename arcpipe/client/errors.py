@@ -11,13 +11,22 @@ from arcpipe.errors import ArcpipeError
 class ClientError(ArcpipeError):
     """Base of what the client raises."""
 
+    accepted: int = 0
+    """Of what a call was given, so many records, the first ones, were accepted before; the others were not."""
+
+    def note_accepted(self, records: int) -> None:
+        """Have it tell that the first records of the call were accepted: given again, they would be there twice."""
+        if records:
+            self.accepted = records
+            self.add_note(f"The first {records} records of this call were accepted: give only the others again.")
+
 
 class BadRecord(ClientError):
-    """A record cannot be sent; it was not accepted. Records before it in the same call may have been."""
+    """A record cannot be sent; it was not accepted. Records before it in the same call may have been: `accepted`."""
 
 
 class Full(ClientError):
-    """The memory or the spool is full; the record was not accepted."""
+    """The memory or the spool is full. Of a call with many records, the first ones may be accepted: `accepted`."""
 
 
 class Closed(ClientError):
@@ -26,6 +35,10 @@ class Closed(ClientError):
 
 class SpoolError(ClientError):
     """The spool directory cannot be used, or could not take the record; the record was not accepted."""
+
+
+class SpoolBusy(SpoolError):
+    """The system lacks memory or descriptors at this moment, so a file of the spool has to be read later."""
 
 
 class NotSent(ClientError):
@@ -38,7 +51,7 @@ class NotSent(ClientError):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A batch that was refused for good, or given up. Nothing tries it again."""
+    """A batch that was refused for good, given up, or can be read no more. Nothing tries it again."""
 
     key: str
     database: str
@@ -46,12 +59,12 @@ class Refusal:
     """`msgpack` or `lines`."""
     records: int
     status: int
-    """The status of the answer; 0 if the client gave up without a final one."""
+    """The status of the answer; 0 if there is no final one, because the client gave up or could not read its file."""
     reason: str
     is_partly_written: bool
     """Whether the good lines of the body are written, or may be: never send it again as a whole."""
     body: bytes = field(repr=False)
-    """The bytes of the batch, not compressed."""
+    """The bytes of the batch, not compressed; empty if its file cannot be read."""
 
 
 class Refused(ClientError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -27,7 +27,7 @@ class Options:
     """What a client may be told. Sizes are bytes before compression; times are seconds."""
 
     database: str = "default"
-    token: str = ""
+    token: str = field(default="", repr=False)  # options are printed and logged
     precision: Precision = "auto"
     """The unit of times. `auto` reads it from the size; for line protocol it means nanoseconds."""
     compression: Compression = "none"
@@ -72,10 +72,22 @@ class Options:
         Raises:
             ClientError: one of them is not allowed; the text says which and why.
         """
+        for name in ("database", "token"):
+            value = getattr(self, name)
+            if not isinstance(value, str):  # such as that of a variable that is not set; it may be secret
+                raise ClientError(f"{name}: it is no text but {type(value).__name__}")
         if not is_database_name(self.database):
             raise ClientError(f"database: {self.database!r} is no database name; {DATABASE_RULE}")
         if _VISIBLE.match(self.token) is None:
             raise ClientError("token: it has characters that no token has, such as a space or a newline")
+        self._check_numbers()
+        for name, allowed in _WORDS.items():
+            if getattr(self, name) not in allowed:
+                raise ClientError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}")
+        if self.key_file is not None and self.certificate_file is None:
+            raise ClientError("key_file: it needs certificate_file, too")
+
+    def _check_numbers(self) -> None:
         for name in ("batch_records", "batch_bytes", "memory_bytes", "spool_bytes"):
             if getattr(self, name) < 1:
                 raise ClientError(f"{name}: {getattr(self, name)!r} is not 1 or more")
@@ -86,11 +98,10 @@ class Options:
             value = getattr(self, name)
             if not 0 < value < 1e6 and not (value == 0 and name in ("batch_age_seconds", "failover_seconds")):
                 raise ClientError(f"{name}: {value!r} is no time that can be waited")
-        for name, allowed in _WORDS.items():
-            if getattr(self, name) not in allowed:
-                raise ClientError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}")
-        if self.key_file is not None and self.certificate_file is None:
-            raise ClientError("key_file: it needs certificate_file, too")
+        for name, longest in (("block_seconds", 1e9), ("give_up_seconds", float("inf"))):
+            seconds = getattr(self, name)
+            if seconds is not None and not 0 <= seconds <= longest:
+                raise ClientError(f"{name}: {seconds!r} is no time that can be waited; None is for ever")
 
 
 _WORDS: Final[dict[str, tuple[str, ...]]] = {

@@ -27,12 +27,17 @@ class Routes:
         self._clock = clock
         self._avoided_until: dict[str, float] = {}
 
-    def route(self, key: str) -> Route:
-        """Return the nodes of a batch, in their order."""
+    def route(self, key: str, may_be_sent: bool = False) -> Route:
+        """Return the nodes of a batch, in their order.
+
+        Args:
+            may_be_sent: a former process may have sent it to the first node, so it is held there from the beginning.
+        """
         order = sorted(self._nodes, key=lambda node: hashlib.sha256(f"{key} {node.url}".encode()).digest())
         now = self._clock()
-        order.sort(key=lambda node: self._avoided_until.get(node.url, now) > now)  # stable
-        return Route(order, self._failover_seconds, self._clock)
+        if not may_be_sent:
+            order.sort(key=lambda node: self._avoided_until.get(node.url, now) > now)  # stable
+        return Route(order, self._failover_seconds, self._clock, now if may_be_sent else None)
 
     def avoid(self, node: Node) -> None:
         """Prefer other nodes to this one for some seconds."""
@@ -42,12 +47,14 @@ class Routes:
 class Route:
     """The way of one batch from node to node."""
 
-    def __init__(self, order: list[Node], failover_seconds: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, order: list[Node], failover_seconds: float, clock: Callable[[], float], held_since: float | None = None
+    ) -> None:
         self._order = order
         self._at = 0
         self._failover_seconds = failover_seconds
         self._clock = clock
-        self._held_since: float | None = None
+        self._held_since = held_since  # when the present node may have got it; None if it did not
         self.may_be_doubled = False
 
     @property

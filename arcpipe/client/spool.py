@@ -20,6 +20,8 @@ import errno
 import fcntl
 import logging
 import os
+import re
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -28,7 +30,7 @@ from arcpipe.client import spool_file
 from arcpipe.client.batches import Batch, Keys
 from arcpipe.client.delivery import Message
 from arcpipe.client.encoding import Part, Stream, body_of
-from arcpipe.client.errors import Refusal, SpoolError
+from arcpipe.client.errors import Refusal, SpoolBusy, SpoolError
 from arcpipe.client.options import SpoolSync
 from arcpipe.disk import Disk
 from arcpipe.errors import DamagedFile, UnknownVersion
@@ -43,6 +45,20 @@ DAMAGED: Final = "damaged"
 _UNKNOWN: Final = Stream("msgpack", "", "auto")  # of a file that is not read yet
 _OVERHEAD: Final = 1 * KB  # of the beginning of a file, whose database has up to 128 bytes, and of a part
 _MAX_FILE_BYTES: Final = 4 * GB  # a larger file is none of ours
+_KEY: Final = re.compile(r"[\x21-\x7e]{1,128}")  # what a server takes as one
+_PASSING: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR}  # errors that end by themselves
+
+
+_of_this_process: weakref.WeakSet[Spool] = weakref.WeakSet()
+
+
+def _let_go_in_child() -> None:
+    """Close the locks of a forked parent: a child that outlives it would keep the next client out."""
+    for spool in list(_of_this_process):
+        spool.close()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 class Spool:
@@ -56,7 +72,7 @@ class Spool:
         """
         self.limit = limit
         self.overhead = _OVERHEAD
-        self.path = os.fspath(directory)
+        self.path = os.path.abspath(directory)  # the program may change its directory meanwhile
         self.damaged = 0
         self._sync = sync
         self._disk = disk or Disk()
@@ -79,6 +95,7 @@ class Spool:
                 f"spool: {self.path} is on a file system that cannot lock directories ({error.strerror}); "
                 "use a local disk"
             ) from None
+        _of_this_process.add(self)
 
     def new(self, stream: Stream) -> Batch:
         """Begin a batch in a file of its own.
@@ -112,14 +129,24 @@ class Spool:
         try:
             for name in sorted(name for name in self._disk.names(self.path) if name.endswith(SUFFIX)):
                 path = os.path.join(self.path, name)
+                if not _KEY.fullmatch(name.removesuffix(SUFFIX)):
+                    self.damaged += 1
+                    log.error(
+                        "spool: %r stays as it is, and is not sent: its name was changed, and is no key; the name that "
+                        "the spool gave it would do",
+                        path,
+                    )
+                    continue
                 found.append(LeftoverBatch(self, self._disk, path, self._sync, self._disk.size(path) or 0))
         except OSError as error:
             raise SpoolError(f"spool: {self.path} cannot be read: {error.strerror or error}") from None
         return found
 
     def close(self) -> None:
-        """Let go of the directory."""
-        self._disk.close(self._lock)
+        """Let go of the directory. A second call does nothing."""
+        lock, self._lock = self._lock, -1
+        if lock >= 0:  # else another file may have its number
+            self._disk.close(lock)
 
 
 class SpoolBatch:
@@ -129,10 +156,11 @@ class SpoolBatch:
         self.stream = stream
         self.records = 0
         self.size = 0
+        self.may_be_sent = False
         self._spool = spool
         self._disk = disk
         self._path = path
-        self._key = key
+        self.key = key
         self._sync = sync
         self._fd = -1
         self._end = 0  # bytes of whole frames
@@ -171,7 +199,7 @@ class SpoolBatch:
         self._close()
 
     def seal(self) -> Message | None:
-        """Mark the file as whole, sync it, and read it."""
+        """Mark the file as whole, sync it, and read it. Raises SpoolBusy."""
         if not self._is_sealed:
             self._write_seal()
             self._is_sealed = True
@@ -184,13 +212,19 @@ class SpoolBatch:
         return self._message(content)
 
     def _read(self) -> spool_file.Content | None:
-        """Read the file; None if that cannot be, which is told. Only a damaged file is moved."""
+        """Read the file; None if that cannot be, which is told. Only a damaged file is moved. Raises SpoolBusy."""
         try:
-            return spool_file.read(_read_file(self._disk, self._path))
+            data = _read_file(self._disk, self._path)
+            if not spool_file.is_unbegun(data):
+                return spool_file.read(data)
+            log.warning("spool: %s holds nothing, as a crash came before its first record; it is removed", self._path)
+            self._disk.unlink(self._path)
         except UnknownVersion as error:
             self._spool.damaged += 1
             log.error("spool: %s stays as it is, and is not sent: %s", self._path, error)
         except OSError as error:
+            if error.errno in _PASSING:
+                raise SpoolBusy(f"spool: {self._path} cannot be read yet: {error.strerror}") from None
             self._spool.damaged += 1
             log.error("spool: %s cannot be read, and stays: %s", self._path, error.strerror or error)
         except DamagedFile as error:
@@ -200,7 +234,7 @@ class SpoolBatch:
     def _message(self, content: spool_file.Content) -> Message:
         # A part that the disk refused, and did not let us cut off, was not accepted.
         parts = [part.data for part in content.parts[: self._parts]]
-        return Message(self._key, self.stream, self.records, body_of(self.stream.format, parts))
+        return Message(self.key, self.stream, self.records, body_of(self.stream.format, parts))
 
     def _put_aside(self, reason: DamagedFile) -> None:
         self._spool.damaged += 1
@@ -237,9 +271,10 @@ class SpoolBatch:
 
     def refused(self, refusal: Refusal) -> None:
         put_aside(self._disk, self._path, REFUSED)
-        reason = os.path.join(os.path.dirname(self._path), REFUSED, f"{self._key}.txt")
+        reason = os.path.join(os.path.dirname(self._path), REFUSED, f"{self.key}.txt")
         said = f"{refusal.status} {refusal.reason}\npartly written: {'yes' if refusal.is_partly_written else 'no'}\n"
         with suppress(OSError):
+            self._disk.unlink(reason)  # of an earlier refusal
             fd = self._disk.create(reason)
             try:
                 self._disk.write(fd, [said.encode("utf-8", "replace")], 0)
@@ -261,10 +296,11 @@ class LeftoverBatch(SpoolBatch):
         self.size = size
 
     def seal(self) -> Message | None:
-        """Read the file, put it aside if it is damaged, and cut off what a crash left at its end."""
+        """Read the file, put it aside if it is damaged, and cut off what a crash left at its end. Raises SpoolBusy."""
         content = self._read()
         if content is None:
             return None
+        self.may_be_sent = self.may_be_sent or content.is_sealed
         self.stream = content.stream
         self.records = sum(part.records for part in content.parts)
         self._parts, self._end = len(content.parts), content.size

@@ -47,6 +47,11 @@ def seal(parts: int, size: int) -> bytes:
     return frame(b"S", _SEAL.pack(parts, size))
 
 
+def is_unbegun(data: bytes) -> bool:
+    """Tell whether a crash came before the beginning of a file was written: nothing was accepted into it."""
+    return len(data) < len(MAGIC) + _FRAME.size and (data[: len(MAGIC)] == MAGIC[: len(data)])
+
+
 class Content(NamedTuple):
     """What a file holds."""
 

@@ -115,9 +115,39 @@ def survey(file: IO[bytes], plan: Plan, name: str) -> CSVTypes:
             raise BadPlan(f"{name}: {option}: there is no column {wanted!r}; there are: {', '.join(names[:20])}")
     kinds: list[Kind | None] = [None] * len(names)
     for group in _groups(rows, len(names), plan.batch_records, name):
+        _check(group, names, plan, name)
         kinds = [texts.kind_of(values, kind) for values, kind in zip(group.columns, kinds, strict=True)]
     fixed: dict[str, Kind] = {**dict.fromkeys((*plan.tags, plan.measurement_column), "text"), **plan.types}
     return CSVTypes(names, [fixed.get(column, kind) for column, kind in zip(names, kinds, strict=True)])
+
+
+def _check(group: _Rows, names: list[str], plan: Plan, name: str) -> None:
+    """Find what would end the load in the middle, while nothing is written: a mended file is another one.
+
+    Raises:
+        BadInput: a value is not of the type that the plan says, or there is no measurement where it says.
+    """
+    time = plan.time_of(names)
+    for column, kind in plan.types.items():
+        if column != time:
+            _typed(group.columns[names.index(column)], kind, f"column {column!r}", group.lines, name, found=False)
+    if plan.measurement_column and not plan.measurement:
+        values = group.columns[names.index(plan.measurement_column)]
+        empty = next((line for line, value in zip(group.lines, values, strict=True) if not value), None)
+        if empty is not None:
+            raise BadInput(
+                f"{name}: line {empty}: column {plan.measurement_column!r} names no measurement: write one there"
+            )
+
+
+def _typed(
+    values: tuple[str, ...], kind: Kind | None, column: str, lines: list[int], name: str, *, found: bool
+) -> list[Any]:
+    try:
+        return texts.typed(values, kind, found=found)
+    except ValueError as error:
+        index, text = error.args
+        raise BadInput(f"{name}: line {lines[index]}: {column}: {text!r} is not of the type {kind}") from None
 
 
 def read(file: IO[bytes], plan: Plan, name: str, types: CSVTypes) -> Iterator[Chunk]:
@@ -133,19 +163,14 @@ def read(file: IO[bytes], plan: Plan, name: str, types: CSVTypes) -> Iterator[Ch
             if column == time:
                 columns[TIME] = texts.times(values)
             else:
-                try:
-                    columns[column] = texts.typed(values, kind, found=column not in plan.types)
-                except ValueError as error:
-                    index, text = error.args
-                    raise BadInput(
-                        f"{name}: line {group.lines[index]}: column {column!r}: {text!r} is not of the type {kind}"
-                    ) from None
-        yield from within(_chunk(stream, plan, columns, first, group.lines, name), plan.batch_bytes)
+                is_found = column not in plan.types
+                columns[column] = _typed(values, kind, f"column {column!r}", group.lines, name, found=is_found)
+        yield from within(_chunk(stream, plan, columns, first, group.lines), plan.batch_bytes)
         first += len(group.lines)
 
 
 def _chunk(
-    stream: Stream, plan: Plan, columns: dict[str, list[Any]], first: int, lines: list[int], name: str
+    stream: Stream, plan: Plan, columns: dict[str, list[Any]], first: int, lines: list[int]
 ) -> RowChunk | ColumnChunk:
     if not plan.measurement_column:
         return ColumnChunk(stream, plan.measurement, plan.tags, columns, first, lines)
@@ -154,9 +179,5 @@ def _chunk(
     for line, values in zip(lines, zip(*columns.values(), strict=True), strict=True):
         record = {column: value for column, value in zip(names, values, strict=True) if value is not None}
         measurement = record.pop(plan.measurement_column, plan.measurement)
-        if not measurement:
-            raise BadInput(
-                f"{name}: line {line}: column {plan.measurement_column!r} names no measurement: write one there"
-            )
         rows.append(Row(measurement, plan.tags, record, line))
     return RowChunk(stream, first, rows)

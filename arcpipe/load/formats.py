@@ -70,6 +70,9 @@ class Reader:
         if plan.format == "csv":
             with source.open() as file:
                 self._csv = csv_files.survey(file, self.plan, self.name)
+        elif plan.format == "annotated-csv":
+            with source.open() as file:
+                annotated_csv.survey(file, self.plan, self.name)
         elif plan.format == "ndjson":
             with source.open() as file:
                 self._floats = ndjson.survey(file, self.plan, self.name)

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 from arcpipe.client.delivery import Accepted, Delivery, Message
 from arcpipe.client.errors import Refusal
 from arcpipe.errors import ArcpipeError
-from arcpipe.load.chunks import BadRecord, Chunk
+from arcpipe.load.chunks import BadInput, BadRecord, Chunk
 from arcpipe.load.formats import Reader
 
 MAX_BAD: Final = 100
@@ -51,6 +51,9 @@ class Watcher(Protocol):
     def progressed(self, result: Result, reader: Reader) -> None: ...
 
     def was_refused(self, result: Result, bad: BadRecord) -> None: ...
+
+    def was_too_large(self, result: Result, reason: str) -> None:
+        """Hear that a request was too large for the server, and is sent as two with keys of their own."""
 
 
 class Pace:
@@ -95,14 +98,22 @@ class Loader:
         """
         result = Result(reader.name, reader.plan.format, reader.digest)
         began = time.monotonic()
-        for chunk in reader.chunks():
-            self._pace.wait_for(chunk.records)
-            if self._delivery is None:
-                self._check(chunk, result)
-            else:
-                self._send(self._delivery, reader, chunk, result)
-            result.seconds = time.monotonic() - began
-            self._watcher.progressed(result, reader)
+        try:
+            for chunk in reader.chunks():
+                self._pace.wait_for(chunk.records)
+                if self._delivery is None:
+                    self._check(chunk, result)
+                else:
+                    self._send(self._delivery, reader, chunk, result)
+                result.seconds = time.monotonic() - began
+                self._watcher.progressed(result, reader)
+        except BadInput as error:
+            if self._delivery is None or not result.records:
+                raise
+            raise BadInput(
+                f"{error}. {result.records} records before it are written; a changed file is another one, so load only "
+                "the rest of it"
+            ) from None
         return result
 
     def _check(self, chunk: Chunk, result: Result) -> None:
@@ -130,12 +141,14 @@ class Loader:
         if outcome.status not in _DIVIDED:
             raise LoadFailed(f"{reader.name}: {chunk.place}: {_said(outcome)}")
         halves = chunk.halves()
+        if halves and outcome.status == 413:
+            self._watcher.was_too_large(result, outcome.reason)
         for half in halves:
             self._send(delivery, reader, half, result)
         if halves:
             return
         if outcome.status == 413:
-            raise LoadFailed(f"{reader.name}: {chunk.place}: {_said(outcome)}; lower --batch-bytes")
+            raise LoadFailed(f"{reader.name}: {chunk.place}: {_said(outcome)}; {_advice(chunk, result)}")
         bad, refused = chunk.bad_records(outcome.reason)
         result.records += chunk.records - refused
         self._note_bad(result, bad, refused)
@@ -157,6 +170,16 @@ def _bad_lines(chunk: Chunk) -> tuple[list[BadRecord], int]:
     from arcpipe.load.lines import LineChunk
 
     return chunk.check() if isinstance(chunk, LineChunk) else ([], 0)
+
+
+def _advice(chunk: Chunk, result: Result) -> str:
+    """Say what to do about a request that is too large and cannot be divided."""
+    if chunk.records > 1 and not result.records:
+        return "lower --batch-bytes"
+    advice = "raise server.max_body_mb there and run the same command again"
+    if chunk.records > 1:
+        advice += f"; with another --batch-bytes the {result.records} records before it would be stored twice"
+    return advice
 
 
 def _said(refusal: Refusal) -> str:

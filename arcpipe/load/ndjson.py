@@ -59,10 +59,16 @@ def _measurement_of(record: dict[str, Any], plan: Plan, place: str) -> str:
 
 
 def survey(file: IO[bytes], plan: Plan, name: str) -> Floats:
-    """Find the columns that have a float in some line. Raises BadInput."""
+    """Find the columns that have a float in some line.
+
+    Raises:
+        BadInput: a line is no record. It is found while nothing is written: a mended file is another one.
+    """
     floats: set[tuple[str, str]] = set()
     for line, record in _objects(file, name):
-        measurement = _measurement_of(record, plan, f"{name}: line {line}")
+        place = f"{name}: line {line}"
+        measurement = _measurement_of(record, plan, place)
+        _values_of(measurement, record, plan, frozenset(), place)
         floats.update((measurement, column) for column, value in record.items() if isinstance(value, float))
         if len(floats) > _MAX_COLUMNS:
             raise BadInput(f"{name}: line {line}: the file has more than {_MAX_COLUMNS} columns: split it")
@@ -86,6 +92,10 @@ def read(file: IO[bytes], plan: Plan, name: str, floats: Floats) -> Iterator[Chu
 
 def _row(line: int, record: dict[str, Any], plan: Plan, floats: Floats, place: str) -> Row:
     measurement = _measurement_of(record, plan, place)
+    return Row(measurement, plan.tags, _values_of(measurement, record, plan, floats, place), line)
+
+
+def _values_of(measurement: str, record: dict[str, Any], plan: Plan, floats: Floats, place: str) -> dict[str, Any]:
     try:
         time = plan.time_of([column for column, value in record.items() if value is not None])
     except BadPlan as error:
@@ -102,4 +112,4 @@ def _row(line: int, record: dict[str, Any], plan: Plan, floats: Floats, place: s
             values[column] = fitting(value)
         except RecursionError:
             raise BadInput(f"{place}: the value of {column!r} is nested too deep: remove the line") from None
-    return Row(measurement, plan.tags, values, line)
+    return values

@@ -26,6 +26,13 @@ _MAGIC: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _COMPRESSED: Final = (".gz", ".zst", ".zstd")
 
 
+def plain_name(path: Path) -> str:
+    """Return a file's name in lower case without the suffix of a compression."""
+    name = path.name.lower()
+    suffix = os.path.splitext(name)[1]
+    return name.removesuffix(suffix) if suffix in _COMPRESSED else name
+
+
 class Source:
     """One file, as it was when it was hashed."""
 
@@ -53,9 +60,7 @@ class Source:
     @property
     def plain_name(self) -> str:
         """Return the file's name in lower case without the suffix of a compression."""
-        name = self.path.name.lower()
-        suffix = os.path.splitext(name)[1]
-        return name.removesuffix(suffix) if suffix in _COMPRESSED else name
+        return plain_name(self.path)
 
     @property
     def read_bytes(self) -> int:

@@ -8,7 +8,7 @@ import re
 from arcpipe.disk import Disk
 from arcpipe.wal.directory import ACTIVE, WALDirectory
 
-_FREE_NAME = re.compile(r"(\d{20})-.+\.wal\Z")
+FREE_NAME = re.compile(r"(\d{20})-.+\.wal\Z")
 # A file that a worker has taken or is making, until it is in service.
 _UNFINISHED_NAME = re.compile(r"(?:claimed|new)-(\d+)-")
 
@@ -42,7 +42,7 @@ class FreePool:
             OSError: the file cannot be cut to size; it is removed.
         """
         for name in self._names():
-            match = _FREE_NAME.match(name)
+            match = FREE_NAME.match(name)
             if match is None:
                 continue
             if int(match[1]) >= below_us:  # and so are all that follow
@@ -77,7 +77,7 @@ class FreePool:
     def give_back(self) -> None:
         """Remove the files that nobody has taken yet, to free their space."""
         for name in self._names():
-            if _FREE_NAME.match(name):
+            if FREE_NAME.match(name):
                 self._directory.disk.unlink(os.path.join(self._directory.free, name))
 
     def clear(self, slot: int | None = None) -> None:
@@ -93,7 +93,7 @@ class FreePool:
             return sorted(
                 entry.name
                 for entry in entries
-                if (_FREE_NAME.match(entry.name) or _UNFINISHED_NAME.match(entry.name))
+                if (FREE_NAME.match(entry.name) or _UNFINISHED_NAME.match(entry.name))
                 and entry.is_file(follow_symlinks=False)
             )
 

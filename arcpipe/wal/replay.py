@@ -19,6 +19,7 @@ from arcpipe.errors import NotAWAL, WALError
 from arcpipe.wal.directory import ACTIVE, RECOVERED, SEALED, SegmentName, WALDirectory
 from arcpipe.wal.format import ENTRY_HEADER, ENTRY_HEADER_SIZE, FILE_HEADER_SIZE
 from arcpipe.wal.inspect import Reading, Unreadable, copy_segment
+from arcpipe.wal.pool import FREE_NAME
 from arcpipe.wal.reader import SegmentScan
 from arcpipe.wal.recovery import archive
 
@@ -105,8 +106,17 @@ def _names_of_archived(original: str) -> list[SegmentName]:
 
 
 def replay_sources(folder: str) -> list[str]:
-    """List the WAL files of a directory that can be replayed, oldest first: Arc's or ours."""
+    """List the WAL files of a directory that can be replayed, oldest first: Arc's or ours.
+
+    Raises:
+        WALError: the directory is a free pool, of this node or another one. What its files hold was uploaded.
+    """
     names = sorted(name for name in os.listdir(folder) if name.endswith((ACTIVE, SEALED)))
+    if retired := [name for name in names if FREE_NAME.match(name)]:
+        raise WALError(
+            f"{os.path.join(folder, retired[0])} is a retired segment: its records were uploaded, and a replay would "
+            "store them twice. Nothing was replayed; name the WAL directory itself, or move such files away"
+        )
     return [os.path.join(folder, name) for name in names]
 
 

@@ -327,6 +327,8 @@ def test_a_bad_tokens_file_is_refused_at_reload_and_the_former_tokens_stay(tmp_p
             line = [line for line in server.log.splitlines() if "[ERROR]" in line][-1]
             assert "supervisor: the tokens file is refused, and the former tokens stay in force: " in line
             assert re.search(reason, line)
+            last = [line for line in server.log.splitlines() if "supervisor: reloaded" in line][-1]
+            assert last.endswith("supervisor: reloaded, except for the tokens file: the lines above say why")
             assert server.post(V2, BODY, bearer(token)).status == 202
         # A worker that starts meanwhile has the former tokens too, although there is no file any more.
         server.kill("ingest 1")

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from arcpipe.client import Client, Options, Refusal
 from tests.support import preloaded
 from tests.support.certificates import needs_openssl
 from tests.support.http import free_port
+from tests.support.key_model import ModelServer
 from tests.support.load import Load
 from tests.support.program import COMMAND, environment
 from tests.support.server import Server
@@ -136,13 +138,15 @@ def test_a_server_with_tls_is_trusted_by_the_certificate_of_the_settings(tmp_pat
         trusted = status("--url", server.url, "--cacert", "cert.pem", cwd=tmp_path)
         assert (trusted.returncode, trusted.stderr) == (0, "")
         assert status("--cacert", "cert.pem", cwd=tmp_path, **of_settings).returncode == 0
+        plain = status("--url", server.url.replace("https", "http"), cwd=tmp_path)
+        assert (plain.returncode, "is https:// meant?" in plain.stderr) == (2, True)
         for file, url, reason in (
             ("key.pem", server.url, "--cacert: key.pem cannot be used: there is no PEM certificate in it"),
             ("nowhere", server.url, "--cacert: nowhere cannot be used: No such file or directory"),
             ("cert.pem", "http://127.0.0.1:1", "--cacert: http://127.0.0.1:1 is asked without TLS"),
         ):
             refused = status("--url", url, "--cacert", file, cwd=tmp_path)
-            assert (refused.returncode, refused.stdout) == (1, "")
+            assert (refused.returncode, refused.stdout) == (2, "")
             assert reason in refused.stderr
         server.stop()
 
@@ -156,8 +160,9 @@ def test_a_server_with_tls_is_trusted_by_the_certificate_of_the_settings(tmp_pat
     ],
 )
 def test_what_cannot_be_meant_is_told(tmp_path: Path, arguments: list[str], reason: str) -> None:
+    """Not with 1: that says that the server has issues."""
     done = status(*arguments, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert reason in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -172,6 +177,17 @@ def test_a_server_that_does_not_answer_is_exit_code_2(tmp_path: Path) -> None:
     done = status("--url", url, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"arcpipe: {url}: not answering: Connection refused\n"
+
+
+def test_a_server_without_tls_is_told(tmp_path: Path) -> None:
+    with ModelServer() as server:
+        done = status("--url", server.url.replace("http", "https"), cwd=tmp_path)
+        assert done.returncode == 2
+        assert "it does not speak TLS there: is http:// meant?" in done.stderr
+        told: list[Refusal] = []
+        with Client(server.url.replace("http", "https"), Options(give_up_seconds=0), told.append) as client:
+            client.write("cpu", {"n": 1})
+        assert "it does not speak TLS there: is http:// meant?" in told[0].reason
 
 
 def status_of_answer(other: socket.socket, body: bytes, cwd: Path) -> subprocess.CompletedProcess[str]:

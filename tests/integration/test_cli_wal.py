@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
+import os
 import shutil
 import struct
 import zlib
@@ -458,6 +460,42 @@ def test_a_copy_that_an_earlier_version_left_is_finished(tmp_path: Path) -> None
 def test_replay_refuses_the_nodes_own_log(wal: Path) -> None:
     write_segment(wal)
     assert "own WAL" in run("replay", wal, code=1, WAL_DIR=str(wal))
+
+
+def test_replay_of_a_directory_that_cannot_be_written_to_says_what_to_do(
+    wal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_segment(tmp_path / "dead")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(WALDirectory, "lock", refuse)
+    monkeypatch.setenv("WAL_DIR", str(wal))
+    done = CliRunner().invoke(app, ["replay", str(tmp_path / "dead")])
+    assert "cannot be written to (Read-only file system)" in str(done.exception)
+    assert "copy it, and replay the copy" in str(done.exception)
+
+
+@pytest.mark.parametrize("folder", ["free", "batches", "quarantine", "spool"])
+def test_replay_refuses_what_a_node_keeps_in_its_own_wal(wal: Path, folder: str) -> None:
+    segment = write_segment(wal)
+    WALDirectory(wal).make()
+    file = segment.rename(wal / folder / "worker-1-20231114_221320-000001.wal")
+    assert "a part of this node's own WAL" in run("replay", wal / folder, code=1, WAL_DIR=str(wal))
+    assert file.exists()
+
+
+def test_replay_refuses_retired_segments_of_whatever_node(wal: Path, tmp_path: Path) -> None:
+    """They are named as other segments are, and hold what was uploaded."""
+    source = tmp_path / "dead" / "free"
+    source.mkdir(parents=True)
+    segment = write_segment(tmp_path / "dead")
+    retired = segment.rename(source / f"00001700000000000000-{segment.name.split('.')[0]}.wal")
+    (source / "worker-1-20231114_221320-000009.wal").write_bytes(retired.read_bytes())
+    assert "a replay would store them twice" in run("replay", source, code=1, WAL_DIR=str(wal))
+    assert sorted(path.suffix for path in source.glob("*.wal*")) == [".wal", ".wal"]
+    assert not list(wal.glob("*.sealed"))
 
 
 class _Interrupted(Exception):

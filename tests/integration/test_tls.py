@@ -383,6 +383,8 @@ def test_a_bad_certificate_is_refused_at_reload_and_the_former_one_stays(tmp_pat
             line = [line for line in server.log.splitlines() if "[ERROR]" in line][-1]
             assert "supervisor: the certificate is refused, and the former one stays in force: " in line
             assert reason in line
+            last = [line for line in server.log.splitlines() if "supervisor: reloaded" in line][-1]
+            assert last.endswith("supervisor: reloaded, except for the certificate: the lines above say why")
             assert name_at(server) == "first"
         server.kill("ingest 1")
         assert name_at(server) == "first"

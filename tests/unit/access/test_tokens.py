@@ -431,7 +431,29 @@ def test_the_command_takes_names_in_a_list(given: list[str], names: list[str]) -
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("--json",)], ids=["text", "json"])
+def test_a_token_that_cannot_be_shown_is_told_to_be_revoked(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """It is in force, and nobody has it: the output went to a full disk."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*COMMAND, "token", "create", "--scope", "write", *options],
+            cwd=tmp_path,
+            env=environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    [token] = tokens.read(str(tmp_path / "tokens.toml"))
+    assert done.returncode == 1
+    assert f"could not be shown: end it with `arcpipe token revoke {token.id}`" in done.stderr
+    assert "No space left on device" in done.stderr
+
+
+@pytest.mark.slow
 def test_a_new_user_makes_lists_and_revokes_a_token(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
     done = arcpipe(
         *("token", "create", "--scope", "write", "--database", "production", "--expires", "90d", "--name", "hall 3"),
         cwd=tmp_path,
@@ -444,6 +466,10 @@ def test_a_new_user_makes_lists_and_revokes_a_token(tmp_path: Path) -> None:
     assert text not in done.stderr
     assert "the only time that it is shown" in done.stderr
     assert "auth.enabled = true" in done.stderr
+
+    assert "by read or admin it sees" not in done.stderr
+    reading = arcpipe("token", "create", "--scope", "read", "--database", "production", cwd=tmp_path / "other")
+    assert "by read or admin it sees names and figures of all databases" in reading.stderr
 
     listed = arcpipe("token", "list", cwd=tmp_path)
     head, row = listed.stdout.splitlines()

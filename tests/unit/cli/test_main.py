@@ -17,6 +17,7 @@ from arcpipe import __version__, libraries
 from arcpipe.__main__ import main
 from arcpipe.config.settings import Settings
 from arcpipe.native import KERNEL
+from arcpipe.wal import WALWriter
 from tests.support.preloaded import run
 from tests.support.terminal import drawn_in_terminal
 
@@ -289,6 +290,35 @@ def test_an_output_that_is_full_or_gone_is_no_traceback(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     assert told(writing, "serve", "--check") == (1, "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_command_runs_without_a_standard_file(tmp_path: Path, closed: str) -> None:
+    """Shells and process managers close them. What is for stderr never goes to stdout."""
+    (tmp_path / "a.lp").write_text("cpu n=1i 1\nbad\n")
+    for command, code in (("load --dry-run a.lp", 3), ("wal ls .", 0), ("config show", 0), ("status --url x:", 2)):
+        line = f"exec {sys.executable} -m arcpipe {command} {closed}"
+        done = subprocess.run(
+            ["sh", "-c", line], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        assert "unable to parse" not in done.stdout
+
+
+@pytest.mark.slow
+def test_a_narrow_terminal_cuts_no_name(tmp_path: Path) -> None:
+    writer = WALWriter(str(tmp_path), slot=1)
+    writer.append([{"measurement": "cpu", "usage": 1}])
+    writer.close()
+    [sealed] = tmp_path.glob("*.sealed")
+    segment = sealed.name.partition(".")[0]
+    for command, name in ((["config", "show"], "compaction.after_seconds"), (["wal", "ls", "."], segment)):
+        drawn = drawn_in_terminal(*command, cwd=tmp_path, env=environment(), columns=50)
+        text = re.sub(r"\x1b\[[0-9;]*m", "", drawn)
+        first = "".join(line.split("│")[1].strip() for line in text.splitlines() if line.startswith("│"))
+        assert name in first
 
 
 @pytest.mark.slow

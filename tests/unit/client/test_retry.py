@@ -182,6 +182,22 @@ def test_a_node_that_was_not_reached_is_the_last_choice_for_a_while() -> None:
     assert routes.route("k").node == first
 
 
+def test_a_batch_that_may_have_been_sent_is_held_at_its_first_node() -> None:
+    """A former process may have sent it there, and the node may have been avoided only since."""
+    clock = Clock()
+    routes = Routes(read_urls(URLS), 60, clock)
+    first = routes.route("k").node
+    routes.avoid(first)
+    route = routes.route("k", may_be_sent=True)
+    assert route.node == first
+    clock.now += 59
+    assert not route.failed(may_be_written=False)
+    assert (route.node, route.may_be_doubled) == (first, False)
+    clock.now += 1
+    assert route.failed(may_be_written=False)
+    assert (route.node != first, route.may_be_doubled) == (True, True)
+
+
 # Options
 
 
@@ -218,6 +234,10 @@ def test_urls_have_ports_and_paths_of_their_own() -> None:
     [
         ({"database": "a/b"}, "database: 'a/b' is no database name"),
         ({"token": "a b"}, "token"),
+        ({"token": None}, "token: it is no text but NoneType"),
+        ({"database": None}, "database: it is no text but NoneType"),
+        ({"give_up_seconds": -1}, "give_up_seconds: -1 is no time"),
+        ({"block_seconds": float("inf")}, "block_seconds: inf is no time"),
         ({"batch_records": 0}, "batch_records: 0 is not 1 or more"),
         ({"answer_seconds": 0}, "answer_seconds: 0 is no time"),
         ({"first_pause_seconds": float("nan")}, "first_pause_seconds"),
@@ -228,3 +248,10 @@ def test_urls_have_ports_and_paths_of_their_own() -> None:
 def test_bad_options_are_refused(options: dict[str, object], text: str) -> None:
     with pytest.raises(ClientError, match=text):
         Options(**options)  # type: ignore[arg-type]
+
+
+def test_options_never_show_their_token() -> None:
+    assert "arc_secret" not in repr(Options(token="arc_secret", database="production"))
+    with pytest.raises(ClientError) as raised:
+        Options(token=b"arc_secret")  # type: ignore[arg-type]
+    assert "arc_secret" not in str(raised.value)

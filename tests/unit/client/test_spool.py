@@ -19,7 +19,7 @@ from arcpipe.client.batches import Batch
 from arcpipe.client.buffer import Buffer
 from arcpipe.client.delivery import Message
 from arcpipe.client.encoding import Part, Stream
-from arcpipe.client.errors import Refusal
+from arcpipe.client.errors import Refusal, SpoolBusy
 from arcpipe.client.spool import Spool
 from arcpipe.disk import Buffer as Bytes
 from arcpipe.disk import Disk
@@ -120,6 +120,19 @@ def test_what_was_accepted_is_sent_after_a_crash_with_the_same_key_and_bytes(tmp
     spool.close()
 
 
+@pytest.mark.parametrize("size", [0, 1, 8, 12])
+def test_a_file_that_a_crash_left_without_its_beginning_is_no_damage(
+    tmp_path: Path, size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The crash came between the creation of the file and its first write: no record was accepted."""
+    (tmp_path / "k-1.batch").write_bytes(written([])[:size])
+    spool = Spool(tmp_path, MB, "batch")
+    assert (found(spool), spool.damaged) == ([], 0)
+    assert os.listdir(tmp_path) == []
+    assert "holds nothing, as a crash came before its first record" in caplog.text
+    spool.close()
+
+
 @given(st.integers(1, 3), st.integers(0, 120))
 def test_a_torn_file_is_sent_as_it_was_first_cut(records: int, cut: int) -> None:
     """The second crash must find the bytes that the first restart sent."""
@@ -205,6 +218,48 @@ def test_a_refused_batch_is_kept_with_its_reason(tmp_path: Path) -> None:
     assert "400 bad line" in (tmp_path / "refused" / f"{message.key}.txt").read_text()
     assert spool.leftover() == []
     spool.close()
+
+
+def test_a_batch_that_is_refused_again_has_the_newest_reason(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, MB, "batch")
+    message = sealed(fill(spool, b"bad"))
+    [batch] = spool.leftover()
+    batch.refused(Refusal(message.key, "default", "lines", 1, 401, "no token", False, message.body))
+    (tmp_path / "refused" / f"{message.key}.batch").rename(tmp_path / f"{message.key}.batch")
+    [batch] = spool.leftover()
+    batch.refused(Refusal(message.key, "default", "lines", 1, 400, "bad line", False, message.body))
+    assert "400 bad line" in (tmp_path / "refused" / f"{message.key}.txt").read_text()
+    spool.close()
+
+
+@pytest.mark.parametrize("name", ["日本", "k 1", "k" * 129])
+def test_a_file_whose_name_is_no_key_stays(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Such a request could not even be written, and would be tried for ever."""
+    path = tmp_path / f"{name}.batch"
+    path.write_bytes(written([Part(b"one", 1)], is_sealed=True))
+    spool = Spool(tmp_path, MB, "batch")
+    assert (spool.leftover(), spool.damaged, path.exists()) == ([], 1, True)
+    assert "its name was changed" in caplog.text
+    spool.close()
+
+
+def test_only_what_was_sealed_may_have_been_sent_before(tmp_path: Path) -> None:
+    (tmp_path / "k-1.batch").write_bytes(written([Part(b"one", 1)], is_sealed=True))
+    (tmp_path / "k-2.batch").write_bytes(written([Part(b"two", 1)]))
+    spool = Spool(tmp_path, MB, "batch")
+    for batch, may_be_sent in zip(spool.leftover(), (True, False), strict=True):
+        sealed(batch)
+        assert batch.may_be_sent == may_be_sent
+    spool.close()
+
+
+def test_a_spool_that_is_closed_twice_closes_nobody_else_s_file(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, MB, "batch")
+    spool.close()
+    fds = [os.open(tmp_path, os.O_RDONLY) for _ in range(3)]  # one has the number of the lock now
+    spool.close()
+    for fd in fds:
+        os.close(fd)
 
 
 # Disks that fail
@@ -334,6 +389,19 @@ def test_a_file_that_cannot_be_read_stays(tmp_path: Path, caplog: pytest.LogCapt
     assert "cannot be read, and stays" in caplog.text
     failing.clear()
     assert [message.body for message in found(spool)] == [b"one"]
+    spool.close()
+
+
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_a_batch_is_read_later_if_the_system_is_short_of_something(tmp_path: Path, error: int) -> None:
+    failing = {"read"}
+    spool = Spool(tmp_path, MB, "batch", FailingDisk(lambda name: name in failing, error))
+    batch = fill(spool, b"a")
+    for _ in range(3):
+        with pytest.raises(SpoolBusy, match="cannot be read yet"):
+            batch.seal()
+    failing.clear()
+    assert (sealed(batch).body, spool.damaged) == (b"a", 0)
     spool.close()
 
 

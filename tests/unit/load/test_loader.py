@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from arcpipe.load.formats import Reader, read
 from arcpipe.load.loader import Loader, LoadFailed, Pace, Result
 from arcpipe.load.plan import BadPlan, Plan
 from arcpipe.load.source import Source
+from arcpipe.units import MB
 from tests.support.compression import zstd
 
 STREAM = Stream("msgpack", "default", "auto")
@@ -118,12 +120,59 @@ def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
         ("a.lp", b"cpu v=1", "lines"),
         ("a", b"# INFLUXDB EXPORT: x\n", "lines"),
         ("a.CSV.gz", gzip.compress(b"time,v\n", mtime=0), "csv"),
-        ("a.csv", b"\xef\xbb\xbf#datatype,x\n,y\n", "annotated-csv"),
+        ("a.csv", b"\xef\xbb\xbf#datatype,x\n,_time\n", "annotated-csv"),
         ("a.jsonl", b"", "ndjson"),
     ],
 )
 def test_the_format_is_told_by_name_and_beginning(tmp_path: Path, name: str, start: bytes, format_: str) -> None:
     assert read(write(tmp_path / name, start), Plan(measurement="m")).plan.format == format_
+
+
+CSV = "time,m,n\n" + "1,cpu,1\n" * 20
+ANNOTATED = (
+    "#datatype,string,long,dateTime:RFC3339,double,string,string\n,result,table,_time,_value,_field,_measurement\n"
+)
+ANNOTATED += ",,0,2026-01-01T00:00:00Z,1,n,cpu\n" * 20
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "plan", "reason"),
+    [
+        ("a.csv", CSV + "1,cpu\n", {"measurement": "x"}, "line 22: it has 2 values"),
+        ("a.csv", CSV + "1,cpu,x\n", {"measurement": "x", "types": {"n": "int"}}, "line 22: column 'n': 'x' is not of"),
+        ("a.csv", CSV + "1,,1\n", {"measurement_column": "m"}, "line 22: column 'm' names no measurement"),
+        (
+            "a.ndjson",
+            '{"measurement":"m","time":1,"n":1}\n' * 20 + '{"measurement":"m"}',
+            {},
+            "line 21: there is no col",
+        ),
+        ("a.ndjson", '{"measurement":"m","time":1,"n":1}\n' * 20 + "{}", {}, "line 21: it has no 'measurement'"),
+        ("a.csv", ANNOTATED + ",,0,,1,n,cpu\n", {}, "line 23: there is no time"),
+    ],
+)
+def test_what_ends_a_load_is_found_before_anything_is_sent(
+    tmp_path: Path, name: str, content: str, plan: dict[str, Any], reason: str
+) -> None:
+    """The mended file is another one: what came before the bad line would be stored again."""
+    source = write(tmp_path / name, content)
+    with pytest.raises(BadInput, match=reason):
+        read(source, Plan(batch_records=5, **plan))
+
+
+def test_a_type_of_the_time_is_no_check_of_it(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.csv", "time,n\n2026-01-01,1\n")
+    [chunk] = read(source, Plan(measurement="x", types={"time": "int"})).chunks()
+    assert chunk.records == 1
+
+
+@pytest.mark.parametrize("is_dry_run", [False, True])
+def test_a_load_that_ends_within_a_file_says_what_is_written(tmp_path: Path, is_dry_run: bool) -> None:
+    source = write(tmp_path / "a.lp", LINES + "x" * (3 * MB) + " n=1i 1\n")
+    loader = Loader(None if is_dry_run else Limited(100), Pace(None), Quiet())  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="line 101: it has more than 1 MB") as raised:
+        loader.load(read(source, Plan(batch_records=10)))
+    assert ("100 records before it are written" in str(raised.value)) is not is_dry_run
 
 
 # Halves
@@ -172,9 +221,15 @@ class Judge:
 
 
 class Quiet:
+    def __init__(self) -> None:
+        self.too_large: list[str] = []
+
     def progressed(self, result: Result, reader: Reader) -> None: ...
 
     def was_refused(self, result: Result, bad: BadRecord) -> None: ...
+
+    def was_too_large(self, result: Result, reason: str) -> None:
+        self.too_large.append(reason)
 
 
 def loaded(judge: Judge, reader: Reader) -> Result:
@@ -199,6 +254,16 @@ def test_bad_rows_are_found_and_all_others_written_once(bad: set[int], most: int
         path.unlink()
 
 
+@pytest.mark.parametrize(("status", "told"), [(413, 2), (400, 0)])
+def test_requests_that_are_too_large_are_told(tmp_path: Path, status: int, told: int) -> None:
+    """Their halves have other keys, so a server that takes them whole would store them again."""
+    source = write(tmp_path / "x.csv", "time,v\n" + "".join(f"{n},{n}\n" for n in range(4)))
+    judge, watcher = Judge([1], status), Quiet()
+    with suppress(LoadFailed):  # of 413 for one row
+        Loader(judge, Pace(None), watcher).load(read(source, Plan(measurement="cpu")))  # type: ignore[arg-type]
+    assert watcher.too_large == ["bad value"] * told
+
+
 def test_an_interrupted_load_is_finished_by_the_next(tmp_path: Path) -> None:
     source = write(tmp_path / "x.csv", "time,v\n" + "".join(f"{n},{n}\n" for n in range(50)))
     judge = Judge([])
@@ -213,12 +278,36 @@ def test_an_interrupted_load_is_finished_by_the_next(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "text"), [(401, "answered 401: bad value"), (0, "bad value"), (413, "lower --batch-bytes")]
+    ("status", "text"),
+    [(401, "answered 401: bad value"), (0, "bad value"), (413, r"raise server\.max_body_mb there .* again\Z")],
 )
 def test_what_is_no_fault_of_the_records_ends_the_load(tmp_path: Path, status: int, text: str) -> None:
     source = write(tmp_path / "x.csv", "time,v\n1,1\n")
     with pytest.raises(LoadFailed, match=text):
         loaded(Judge([1], status), read(source, Plan(measurement="cpu")))
+
+
+class Limited:
+    """A server that takes some requests, and finds the next one too large."""
+
+    def __init__(self, taken: int) -> None:
+        self._left = taken
+
+    def deliver(self, message: Message) -> Accepted | Refusal:
+        self._left -= 1
+        if self._left >= 0:
+            return Accepted(False, False)
+        return Refusal(message.key, "d", "lines", message.records, 413, "too large", False, message.body)
+
+
+@pytest.mark.parametrize(
+    ("taken", "advice"),
+    [(0, r"lower --batch-bytes\Z"), (2, "with another --batch-bytes the 20 records before it would be stored twice")],
+)
+def test_no_advice_about_lines_that_are_too_large_doubles_others(tmp_path: Path, taken: int, advice: str) -> None:
+    reader = read(write(tmp_path / "a.lp", LINES), Plan(batch_records=10))
+    with pytest.raises(LoadFailed, match=advice):
+        Loader(Limited(taken), Pace(None), Quiet()).load(reader)  # type: ignore[arg-type]
 
 
 def test_a_file_that_is_wrong_as_a_whole_is_given_up(tmp_path: Path) -> None:

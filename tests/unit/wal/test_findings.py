@@ -270,6 +270,20 @@ def test_the_command_shows_and_acknowledges_what_it_has_shown(directory: WALDire
     assert "nothing to acknowledge" in ack(directory)
 
 
+def test_the_command_names_the_codes_that_stay_open(directory: WALDirectory) -> None:
+    findings.note(directory, [damage(1), Finding(LOST_SEGMENTS, "worker-2", 1, "gone")])
+    said = ack(directory, "quarantine").splitlines()
+    assert said == [
+        f"There is nothing to acknowledge of quarantine in {directory.path}. Open are: damaged_entries, lost_segments."
+    ]
+    assert open_counts(directory) == {DAMAGED: 1, LOST_SEGMENTS: 1}
+
+
+def test_a_code_in_the_place_of_the_directory_is_told() -> None:
+    done = CliRunner().invoke(app, ["ack", LOST_SEGMENTS])
+    assert "lost_segments is a code: name the WAL directory before it" in str(done.exception)
+
+
 def test_nothing_that_was_found_moves_the_cursor(directory: WALDirectory) -> None:
     findings.note(directory, [Finding(DAMAGED, "worker-1", 1, "odd\x1b[2J\nname")])
     Path(directory.quarantine, "odd\x1b[2J").write_bytes(b"odd")
