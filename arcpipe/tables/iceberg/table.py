@@ -118,9 +118,20 @@ class IcebergTables:
         )
 
     def _fit(
-        self, table: TableName, columns: Sequence[Wanted], files: Sequence[NewFile], loaded: Table, change: Change
+        self,
+        table: TableName,
+        columns: Sequence[Wanted],
+        files: Sequence[NewFile],
+        loaded: Table,
+        change: Change,
+        *,
+        adds: bool = True,
     ) -> _Fitted:
-        """Hold the files' columns against the table's, and stage what is missing there."""
+        """Hold the files' columns against the table's, and stage what is missing there.
+
+        Args:
+            adds: whether columns are added that the table has not. Those of merged files were dropped from it.
+        """
         types = {field.field_id: field.field_type for field in loaded.metadata.schema().fields}
         mapped = _mapped(loaded, types)
         ids = {field.name: field.field_id for field in loaded.metadata.schema().fields} | mapped
@@ -130,9 +141,17 @@ class IcebergTables:
                 raise schema.differing(table, column.name, own, word_of(column.type), column.key)
         self._require_one_each(table, files, loaded, ids)
         self._require_values(table, files, loaded, ids)
-        new = schema.added(table, ids, columns, iceberg_type)
-        new_ids = change.add_columns([(column.name, type_) for column, type_ in new])
-        types |= {new_ids[column.name]: type_ for column, type_ in new}
+        if not adds:
+            columns = [column for column in columns if column.name in ids]
+        new = dict[str, IcebergType]()
+        dropped = _dropped(loaded)
+        for column, type_ in schema.added(table, ids, columns, iceberg_type):
+            earlier = dropped.get(column.name, type_)
+            if not fits(earlier, column.type):
+                raise schema.differing(table, column.name, word(earlier), word_of(column.type), column.key)
+            new[column.name] = earlier
+        new_ids = change.add_columns(list(new.items()))
+        types |= {new_ids[name]: type_ for name, type_ in new.items()}
         ids |= new_ids
         unmapped = {column.name: ids[column.name] for column in columns if mapped.get(column.name) != ids[column.name]}
         if unmapped:
@@ -217,7 +236,8 @@ class IcebergTables:
             for name, id_ in _mapped(loaded, fields).items()
             if name not in names
         ]
-        return [Column(field.name, word(field.field_type)) for field in fields.values()] + former
+        dropped = [Column(name, word(type_), is_dropped=True) for name, type_ in _dropped(loaded).items()]
+        return [*(Column(field.name, word(field.field_type)) for field in fields.values()), *former, *dropped]
 
     def markers(self, table: TableName) -> dict[str, int]:
         loaded = self._catalogue.load(table)
@@ -263,7 +283,8 @@ class IcebergTables:
         layout.require_usable(table, loaded)
         self._require_no_deletes(table, loaded)
         change = Change(self._catalogue, loaded, self._lists)
-        described = self._described(table, new, loaded, self._fit(table, columns, new, loaded, change))
+        fitted = self._fit(table, columns, new, loaded, change, adds=False)
+        described = self._described(table, new, loaded, fitted)
         with translated(f"cannot stage a replacement in {shown(table)}"):
             change.replace({self._location(key) for key in old}, described, Operation.REPLACE)
         self._attempt(change)
@@ -313,6 +334,21 @@ def _mapped(loaded: Table, known: Collection[int]) -> dict[str, int]:
     return {
         name: id_ for field in mapping for name in field.names if (id_ := field.field_id) is not None and id_ in known
     }
+
+
+def _dropped(loaded: Table) -> dict[str, IcebergType]:
+    """Return the types of columns that a person dropped, by the names that files may have for them.
+
+    These files have no field ids. A column of that name that is added anew has their values, so it needs their type.
+    """
+    mapping = loaded.metadata.name_mapping()
+    present = {field.field_id for field in loaded.metadata.schema().fields}
+    names = {field.field_id: field.names for field in mapping or () if field.field_id not in present}
+    if not names:
+        return {}
+    types = {field.field_id: field.field_type for one in loaded.metadata.schemas for field in one.fields}
+    taken = {field.name for field in loaded.metadata.schema().fields}
+    return {name: types[id_] for id_, some in names.items() if id_ in types for name in some if name not in taken}
 
 
 def _has_null(file: NewFile, name: str) -> bool:

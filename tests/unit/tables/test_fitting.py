@@ -71,6 +71,12 @@ def test_a_former_name_of_a_column_that_the_file_has_gets_a_number() -> None:
     assert found(load=pa.int64(), load_1m=pa.float64()) == {"load": "load_2"}
 
 
+def test_the_name_of_a_dropped_column_keeps_its_type() -> None:
+    known = [Column("load", "f64", is_dropped=True)]
+    assert moves(known, schema_of(load=pa.float64()), {}) == []
+    assert [move.target for move in moves(known, schema_of(load=pa.string()), {})] == ["load_str"]
+
+
 def test_names_that_differ_in_case_only_get_a_number() -> None:
     assert targets({"usage": "i64"}, schema_of(Usage=pa.int64())) == {"Usage": "Usage_2"}
     assert targets({"usage": "i64", "Usage_2": "str"}, schema_of(Usage=pa.int64())) == {"Usage": "Usage_3"}
