@@ -93,6 +93,11 @@ class TableSwap:
             await asyncio.to_thread(self._tables.close)
             self._tables = None
 
+    async def is_there(self, folder: str) -> bool:
+        """Tell whether there is a table for a folder."""
+        table = await self._table_of(folder)
+        return table is not None and bool(await self._call(lambda tables: tables.columns(table)))
+
     async def held(self, folder: str) -> frozenset[str]:
         """Return the keys of the files that the table of a folder has; none if there is no table.
 

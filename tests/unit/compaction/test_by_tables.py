@@ -137,6 +137,44 @@ def test_a_crash_around_the_swap_is_finished(
     assert Plans(handed.directory.path).read() is None
 
 
+def test_no_output_is_deleted_while_there_is_no_table_to_ask(
+    handed: Handed, tables: ModelTables, folder: Folder
+) -> None:
+    """A crash after the swap, and then the catalogue is lost: whoever registers the table again needs its files."""
+    wanted = rows(handed, tables)
+
+    class Crashing(ModelTables):
+        def replace(self, table: TableName, old: list[str], new: list[NewFile]) -> None:  # type: ignore[override]
+            super().replace(table, old, new)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work(handed, Crashing(tables.root), lambda compactor: compactor.compact(folder))
+    aside = tables.root.rename(tables.root.with_name("aside"))
+    lost = ModelTables(tables.root)
+    with pytest.raises(Stuck, match="there is no table"):
+        work(handed, lost, lambda compactor: compactor.finish())
+    aside.rename(tables.root)
+    assert rows(handed, tables) == wanted
+    work(handed, tables, lambda compactor: compactor.finish())
+    assert Plans(handed.directory.path).read() is None
+
+
+def test_a_merge_is_given_up_if_its_table_is_dropped_meanwhile(
+    handed: Handed, tables: ModelTables, folder: Folder
+) -> None:
+    class Dropped(ModelTables):
+        def files(self, table: TableName) -> Iterator[str]:
+            if Plans(handed.directory.path).read() is not None and tables.load(table) is not None:
+                tables.drop(table)
+            return super().files(table)
+
+    before = lake_files(handed.lake)
+    work(handed, Dropped(tables.root), lambda compactor: compactor.compact(folder))
+    assert lake_files(handed.lake) == before
+    assert Plans(handed.directory.path).read() is None
+
+
 def test_a_merge_is_given_up_if_somebody_else_was_first(handed: Handed, tables: ModelTables, folder: Folder) -> None:
     class Overtaken(ModelTables):
         def replace(self, table: TableName, old: list[str], new: list[NewFile]) -> None:  # type: ignore[override]
