@@ -27,7 +27,7 @@ from arcpipe.compaction.files import (
     first_unfinished,
     parse_file,
 )
-from arcpipe.compaction.merge import Merge, Outcome
+from arcpipe.compaction.merge import Merge, Outcome, Stuck
 from arcpipe.compaction.plan import Plans, make_plan
 from arcpipe.compaction.rewrite import CannotSort, RewriteBounds
 from arcpipe.config.settings import FileLocation
@@ -39,6 +39,8 @@ from arcpipe.lake.input_file import Odd
 from arcpipe.lake.keys import database_components, measurement_components
 from arcpipe.storage import LakeStore, Listed
 from arcpipe.tables.base import Refused
+from arcpipe.tables.commit_file import FOLDER
+from arcpipe.tables.ledger import FILENAME
 from arcpipe.tables.swap import Problems, TableSwap
 from arcpipe.units import MB
 
@@ -109,6 +111,7 @@ class Compactor:
         self._now = now
         self._bounds = bounds or Bounds()
         self._batches = os.path.join(wal_dir, "batches")
+        self._ledger = os.path.join(wal_dir, FOLDER, FILENAME)
         self._spool = os.path.join(wal_dir, "compaction")
         self._dedup = DedupRules(settings.compaction.dedup)
         self._odd: dict[Listed, str] = {}
@@ -236,10 +239,12 @@ class Compactor:
 
         Raises:
             Busy: another process is compacting.
-            Stuck, DamagedFile, UnknownVersion: an operator has to decide.
+            Stuck, DamagedFile, UnknownVersion: an operator has to decide. Or files of tables would be touched without
+                tables.
         """
         with self.plans.lock():
             await self._finish()
+            self._require_no_tables()
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
@@ -251,7 +256,25 @@ class Compactor:
         with self.plans.lock():
             if self.plans.read() is not None:
                 await self._finish()
+            self._require_no_tables()
             yield
+
+    def _require_no_tables(self) -> None:
+        """Refuse to work without tables if files of this node are in some: their readers would miss the files.
+
+        Raises:
+            Stuck: this WAL directory has issued numbers of commits, and the settings have no tables.
+        """
+        if self.tables is not None:
+            return
+        try:
+            os.stat(self._ledger)
+        except FileNotFoundError:
+            return
+        raise Stuck(
+            'tables.format is "none", and tables have files of this node, which their readers need: set it again; or '
+            f"if these tables are gone for good, move {self._ledger} away. Nothing is merged or deleted"
+        )
 
     async def _finish(self) -> None:
         plan = self.plans.read()
@@ -273,6 +296,7 @@ class Compactor:
         with self.plans.lock():
             if self.plans.read() is not None:
                 await self._finish()
+            self._require_no_tables()
             for _ in range(_MOST_ODD):
                 work = self._choose(folder, await self.list_folder(folder))
                 if not work.files:
