@@ -228,7 +228,7 @@ def test_compaction_and_retention_tell_what_they_did_and_what_waits() -> None:
     waits = msgspec.structs.replace(busy, retention_from=1_000_000_000.0)
     assert "nothing goes before 2001-09-" in facts_of(compaction=waits)["retention"]
     assert facts_of(compaction=msgspec.structs.replace(busy, stopped=True))["compaction"].startswith(
-        "stopped by a plan"
+        "needs a decision"
     )
 
 
