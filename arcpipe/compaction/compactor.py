@@ -41,7 +41,8 @@ from arcpipe.storage import LakeStore, Listed
 from arcpipe.tables.base import Refused
 from arcpipe.tables.commit_file import FOLDER
 from arcpipe.tables.ledger import FILENAME
-from arcpipe.tables.swap import Problems, TableSwap
+from arcpipe.tables.problems import Problems
+from arcpipe.tables.swap import TableSwap
 from arcpipe.units import MB
 
 if TYPE_CHECKING:
@@ -155,6 +156,7 @@ class Compactor:
                 with problems.of_one_table():
                     async for work in self._find_in(f"{one}/{name}/", closed_us):
                         yield work
+                        problems.note_answer()
         problems.raise_first()
 
     async def _find_in(self, prefix: str, closed_us: int) -> AsyncIterator[Work]:

@@ -31,7 +31,7 @@ from arcpipe.lake.folders import Folder, parse_folder
 from arcpipe.lake.hours import hours_until, newest_hour
 from arcpipe.lake.keys import database_components
 from arcpipe.storage import LakeStore
-from arcpipe.tables.swap import Problems
+from arcpipe.tables.problems import Problems
 
 _EMPTY_SECONDS: Final = 600.0  # age of an empty folder that is removed: an uploader may just have made a young one
 _AHEAD_US: Final = DAY_US  # most time that the clock may be ahead of the newest hour's end
@@ -120,6 +120,7 @@ class Retention:
                     with problems.of_one_table():
                         async for expired in self._find_in(f"{component}/{measurement}/", end_us, tidies):
                             yield expired
+                            problems.note_answer()
         problems.raise_first()
 
     async def _find_in(self, measurement: str, end_us: int, tidies: bool) -> AsyncIterator[Expired]:

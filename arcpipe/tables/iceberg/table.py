@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from pyiceberg.manifest import DataFile, ManifestContent
 from pyiceberg.table import Table
@@ -36,12 +35,10 @@ from arcpipe.tables.iceberg.maintain import Upkeep, files_of_snapshots
 from arcpipe.tables.iceberg.manifests import KEPT_LISTS, ManifestLists
 from arcpipe.tables.iceberg.types import fits, iceberg_type, word
 from arcpipe.tables.iceberg.version_hint import write_hint
+from arcpipe.tables.problems import Problems
 from arcpipe.tables.schema import Wanted, shown, word_of
 
 log = logging.getLogger(__name__)
-
-# Spent on tables that cannot be read, before a list of tables is given up: then it is the store that does not answer.
-_LOST_SECONDS: Final = 60.0
 
 
 class IcebergTables:
@@ -209,20 +206,20 @@ class IcebergTables:
 
     def all_tables(self, unreadable: UnreadableTables | None = None) -> list[TableName]:
         found = []
-        lost_seconds = 0.0
+        problems = Problems()
         for namespace, name in self._catalogue.names():
-            began = time.monotonic()
-            try:
-                loaded = self._catalogue.load_named(namespace, name)
-            except (Unavailable, Refused) as error:
-                lost_seconds += time.monotonic() - began
-                if unreadable is None or lost_seconds > _LOST_SECONDS:
-                    raise type(error)(f"cannot list the tables of arcpipe: {error}") from error
-                unreadable[self._catalogue.table_of(namespace, name)] = error
-                continue
-            if loaded is not None and layout.is_ours(loaded):
-                properties = loaded.metadata.properties
-                found.append((properties.get(names.DATABASE, ""), properties[names.MEASUREMENT]))
+            with problems.of_one_table():
+                try:
+                    loaded = self._catalogue.load_named(namespace, name)
+                except (Unavailable, Refused) as error:
+                    if unreadable is not None:
+                        unreadable[self._catalogue.table_of(namespace, name)] = error
+                    raise
+                if loaded is not None and layout.is_ours(loaded):
+                    properties = loaded.metadata.properties
+                    found.append((properties.get(names.DATABASE, ""), properties[names.MEASUREMENT]))
+        if unreadable is None:
+            problems.raise_first()
         return sorted(found)
 
     def columns(self, table: TableName) -> list[Column]:

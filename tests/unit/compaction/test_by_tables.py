@@ -24,7 +24,7 @@ from arcpipe.counters import Compaction as Counted
 from arcpipe.counters import Counters
 from arcpipe.lake.folders import Folder, parse_folder
 from arcpipe.storage import open_store
-from arcpipe.tables.base import Conflict, NewFile, Refused, TableName
+from arcpipe.tables.base import Conflict, NewFile, Refused, TableName, Unavailable
 from arcpipe.tables.swap import TableSwap
 from tests.support.commits import Handed, Working, in_tables
 from tests.support.compaction import HOUR_US, OTHER_NODE, key_of, put
@@ -409,6 +409,24 @@ def test_a_table_that_refuses_a_merge_holds_up_no_other(
     assert counters.compaction[Counted.LOOKS] == 2
     assert counters.compaction[Counted.FAILURES] == 2
     assert "failed, and is tried again later: " in caplog.text
+
+
+def test_many_tables_without_metadata_hold_up_no_other(tmp_path: Path, tables: ModelTables) -> None:
+    """Somebody deleted a folder of metadata, and dropped none of its tables."""
+    lost = [("db", f"a{number}") for number in range(5)]
+
+    class Lost(ModelTables):
+        def files(self, table: TableName) -> Iterator[str]:
+            if table in lost:
+                raise Unavailable(f"cannot read {table}: there is no such file")
+            return super().files(table)
+
+    handed = Handed(tmp_path)
+    for _ in range(5):
+        handed.batch([*lost, TABLE])
+    Working(handed.directory.path, handed.lake, tables).round()
+    look_twice(handed, Lost(tables.root))
+    assert len([key for key in in_tables(tables) if f"/{TABLE[1]}/" in key]) == 1
 
 
 def test_an_hour_whose_columns_a_table_refuses_is_tried_once(
