@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ from arcpipe.tables.iceberg.catalogue import Catalogue, store_uri
 from arcpipe.tables.iceberg.change import Change
 from arcpipe.tables.iceberg.data_files import Layout, data_file
 from arcpipe.tables.iceberg.errors import translated
+from arcpipe.tables.iceberg.expiry_notes import ExpiryNotes
 from arcpipe.tables.iceberg.maintain import Upkeep, files_of_snapshots
 from arcpipe.tables.iceberg.manifests import KEPT_LISTS, ManifestLists
 from arcpipe.tables.iceberg.types import fits, iceberg_type, word
@@ -51,7 +53,7 @@ class IcebergTables:
         """Open the tables. Does no I/O.
 
         Args:
-            wal_dir: `wal.dir`; the SQLite catalogue is in its folder `tables`.
+            wal_dir: `wal.dir`; the SQLite catalogue is in its folder `tables`, and so are notes of expired files.
             kept: the part of the bounds of what is kept in memory.
         """
         self._options = tables.iceberg
@@ -59,6 +61,7 @@ class IcebergTables:
         self._store = store_uri(storage) + "/"
         self._catalogue = Catalogue(tables.iceberg, storage, wal_dir, kept)
         self._lists = ManifestLists(int(KEPT_LISTS * kept))
+        self._notes = ExpiryNotes(os.path.join(wal_dir, "tables"))
 
     def check(self) -> None:
         self._catalogue.check()
@@ -256,6 +259,8 @@ class IcebergTables:
         with translated(f"cannot read the snapshots of {shown(table)}"):
             earlier = [one for one in loaded.metadata.snapshots if one.snapshot_id != present]
             found = files_of_snapshots(earlier, loaded.io)
+            for _, note in self._notes.of(str(loaded.metadata.table_uuid)):
+                found.update(note.files)
         return {self._key(location) for location in found} - set(self.files(table))
 
     def _key(self, location: str) -> str:
@@ -311,9 +316,11 @@ class IcebergTables:
         loaded = self._loaded(table, all_snapshots=True)
         if not layout.is_ours(loaded):
             raise Dropped(f"{shown(table)} is not arcpipe's any more")
-        upkeep = Upkeep(self._catalogue, self._lists, self._history_hours)
+        upkeep = Upkeep(self._catalogue, self._lists, self._notes, self._history_hours)
+        settled = upkeep.settle(table, loaded)
         merged = upkeep.merge(table, loaded, self._attempt)
-        return upkeep.expire(table, self._loaded(table, all_snapshots=True), self._attempt, merged)
+        done = upkeep.expire(table, self._loaded(table, all_snapshots=True), self._attempt, merged)
+        return done._replace(deleted=done.deleted + settled)
 
 
 class _Fitted(NamedTuple):
