@@ -19,12 +19,14 @@ from arcpipe.compaction.process import CompactionProcess
 from arcpipe.compaction.retention import Retention
 from arcpipe.compaction.retention_clock import DAY_US
 from arcpipe.compaction.retention_looks import RetentionLooks
+from arcpipe.compaction.superseded import inputs_of_merges
 from arcpipe.config.settings import WAL, Compaction, Settings, Storage, StorageS3
 from arcpipe.counters import Compaction as Counted
 from arcpipe.counters import Counters
 from arcpipe.lake.folders import Folder, parse_folder
 from arcpipe.storage import open_store
 from arcpipe.tables.base import Conflict, NewFile, Refused, TableName, Unavailable
+from arcpipe.tables.stock import Stock
 from arcpipe.tables.swap import TableSwap
 from tests.support.commits import Handed, Working, in_tables
 from tests.support.compaction import HOUR_US, OTHER_NODE, key_of, put
@@ -103,6 +105,25 @@ def test_a_merge_replaces_files_of_the_table_at_once(handed: Handed, tables: Mod
     assert len(lake_files(handed.lake)) == 6  # those of the earlier state stay for its readers
     assert tables.markers(TABLE).keys() == {handed.node}
     assert work(handed, tables, lambda compactor: compactor.compact(folder)) is None
+
+
+def test_an_import_after_a_drop_brings_no_row_twice(handed: Handed, tables: ModelTables, folder: Folder) -> None:
+    """The inputs of a merge are in the store for a while, and the dropped table alone knew which files they are."""
+    wanted = rows(handed, tables)
+    work(handed, tables, lambda compactor: compactor.compact(folder))
+    tables.drop(TABLE)
+
+    async def bring_back() -> None:
+        store = open_store(f"file://{handed.lake}", StorageS3())
+        directory = handed.directory.path
+        stock = Stock(tables, store, directory, handed.node, inputs_of_merges=inputs_of_merges)
+        for report in [report async for report in stock.compare()]:
+            assert (len(report.orphans), report.former) == (1, 5)
+            await stock.import_files(report)
+        await store.close()
+
+    asyncio.run(bring_back())
+    assert rows(handed, tables) == wanted
 
 
 def test_files_that_no_table_has_are_left_alone(handed: Handed, tables: ModelTables, folder: Folder) -> None:
