@@ -71,16 +71,8 @@ class Work(NamedTuple):
 
     folder: Folder
     dedup: bool
-    files: list[LakeFile]
-    left_alone: int  # files of other nodes or other programs
-
-
-class Look(NamedTuple):
-    """What a look through the lake saw."""
-
-    files: int = 0
-    folders: int = 0
-    others: int = 0  # files of other nodes or other programs, which stay as they are
+    files: int
+    size: int  # bytes of them together
 
 
 class Compactor:
@@ -190,30 +182,30 @@ class Compactor:
         folder = parse_folder(path)
         if folder is None or folder.hour_us + HOUR_US > closed_us:
             return None
-        work = self._choose(folder, listed)
-        return work if work.files else None
+        files = self._choose(folder, listed)
+        return Work(folder, self._is_dedup(folder), len(files), sum(file.size for file in files)) if files else None
 
-    def _choose(self, folder: Folder, listed: list[Listed]) -> Work:
+    def _is_dedup(self, folder: Folder) -> bool:
+        return self._dedup.applies(folder.database, folder.measurement)
+
+    def _choose(self, folder: Folder, listed: list[Listed]) -> list[LakeFile]:
         """Choose the files of a folder. They were listed before this is called.
 
         Raises:
             OSError: nobody knows which batches are over.
         """
-        visible = [one for one in listed if one.key.endswith(SUFFIX)]
-        dedup = self._dedup.applies(folder.database, folder.measurement)
+        dedup = self._is_dedup(folder)
         # A file that a table has is final, whoever uploaded it; and of two merges of one file the table takes one.
         of_several = dedup and self.tables is not None
         node = None if of_several else self._node
+        visible = [one for one in listed if one.key.endswith(SUFFIX)]
         files = [file for one in visible if (file := parse_file(one, folder, node)) is not None]
-        others = len(visible) - len(files)
         unfinished = self._unfinished()
         files = [file for file in files if file.listed not in self._odd]
         ready = final(files, unfinished, self._now() - self._bounds.settle_seconds)
         if dedup:
-            chosen = choose_for_dedup(files, ready, first_unfinished(unfinished, of_several))
-        else:
-            chosen = choose(ready, self._settings.parquet.max_file_mb * MB)
-        return Work(folder, dedup, chosen, others)
+            return choose_for_dedup(files, ready, first_unfinished(unfinished, of_several))
+        return choose(ready, self._settings.parquet.max_file_mb * MB)
 
     def final_files(
         self, folder: Folder, listed: list[Listed], *, all_nodes: bool = False
@@ -300,28 +292,27 @@ class Compactor:
                 await self._finish()
             self._require_no_tables()
             for _ in range(_MOST_ODD):
-                work = self._choose(folder, await self.list_folder(folder))
-                if not work.files:
+                files = self._choose(folder, await self.list_folder(folder))
+                if not files:
                     return None
-                self._require_space(sum(file.size for file in work.files))
-                plan = make_plan(
-                    *(self._store.url, folder, work.files, self._node, work.dedup), in_table=self.tables is not None
-                )
+                self._require_space(sum(file.size for file in files))
+                dedup, in_table = self._is_dedup(folder), self.tables is not None
+                plan = make_plan(self._store.url, folder, files, self._node, dedup, in_table)
                 try:
                     return await self._merge.run(plan, folder)
                 except Odd as error:
-                    self._leave(error, work)
+                    self._leave(error, files)
                 except Refused as error:
                     if not error.column:
                         raise
-                    log.warning("%d files of %s stay as they are: %s", len(work.files), folder.path, error)
-                    self._odd |= dict.fromkeys((file.listed for file in work.files), str(error))
+                    log.warning("%d files of %s stay as they are: %s", len(files), folder.path, error)
+                    self._odd |= dict.fromkeys((file.listed for file in files), str(error))
         raise CannotSort(f"{folder.path} has over {_MOST_ODD} files that cannot be merged: it is left for now")
 
-    def _leave(self, error: Odd, work: Work) -> None:
+    def _leave(self, error: Odd, files: list[LakeFile]) -> None:
         """Leave a file as it is from now on, as long as it does not change."""
         log.warning("a file stays as it is, and the others are merged without it: %s", error)
-        for file in work.files:
+        for file in files:
             if file.listed.key == error.key:
                 self._odd[file.listed] = error.reason
 
