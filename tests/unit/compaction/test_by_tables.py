@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from arcpipe.cli import lake
 from arcpipe.compaction.compactor import Compactor
 from arcpipe.compaction.merge import Merge, Stuck
 from arcpipe.compaction.plan import Plan, Plans
@@ -124,6 +126,23 @@ def test_an_import_after_a_drop_brings_no_row_twice(handed: Handed, tables: Mode
 
     asyncio.run(bring_back())
     assert rows(handed, tables) == wanted
+
+
+def test_the_command_counts_and_shows_rows_of_merges_once(
+    handed: Handed, tables: ModelTables, folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = rows(handed, tables)
+    work(handed, tables, lambda compactor: compactor.compact(folder))
+    config = handed.base / "config.toml"
+    config.write_text(f'storage.url = "file://{handed.lake}"\nwal.dir = "{handed.directory.path}"\n')
+    lake.count(None, None, config, True)
+    said = capsys.readouterr()
+    counted = json.loads(said.out)
+    assert (counted["files"], counted["rows"]) == (1, len(wanted))
+    assert "5 files were left out whose rows are in a merged file, too" in said.err
+    lake.head(*TABLE, 100, config, True)
+    shown = [json.loads(line)["n"] for line in capsys.readouterr().out.splitlines()]
+    assert sorted(shown) == wanted
 
 
 def test_files_that_no_table_has_are_left_alone(handed: Handed, tables: ModelTables, folder: Folder) -> None:
