@@ -153,7 +153,7 @@ class Compactor:
 
     async def _find_in(self, prefix: str, closed_us: int) -> AsyncIterator[Work]:
         path, files = "", list[Listed]()
-        held = await self._held(prefix)
+        held = await self.held(prefix)
         async for page in self._store.list_objects(prefix):
             for listed in page:
                 if held is not None and listed.key not in held:
@@ -167,14 +167,18 @@ class Compactor:
         if (work := self._work_in(path, files, closed_us)) is not None:
             yield work
 
-    async def _held(self, path: str) -> frozenset[str] | None:
+    async def held(self, path: str) -> frozenset[str] | None:
         """Return the keys that the table of a path has; None if there are no tables."""
         return None if self.tables is None else await self.tables.held("/".join(path.split("/")[:2]))
 
-    async def list_folder(self, folder: Folder) -> list[Listed]:
-        """List the files in a folder; with tables only those that its table has."""
+    async def list_folder(self, folder: Folder, held: frozenset[str] | None = None) -> list[Listed]:
+        """List the files in a folder; with tables only those that its table has.
+
+        Args:
+            held: the keys that the table had a while ago, of `held`; by default it is asked.
+        """
         listed = [one async for page in self._store.list_objects(folder.path + "/") for one in page]
-        held = await self._held(folder.path)
+        held = await self.held(folder.path) if held is None else held
         own = [one for one in listed if one.key.rpartition("/")[0] == folder.path]
         return own if held is None else [one for one in own if one.key in held]
 

@@ -124,12 +124,14 @@ class Retention:
         problems.raise_first()
 
     async def _find_in(self, measurement: str, end_us: int, tidies: bool) -> AsyncIterator[Expired]:
+        held: frozenset[str] | None = None  # read once for all hours, and again before anything is deleted
         async for found in hours_until(self._store, measurement, end_us):
             self._step()
             folder = parse_folder(found.path)
             if folder is None:
                 continue
-            if any((expired := await self._look(folder))[1:]):
+            held = await self._compactor.held(measurement) if held is None else held
+            if any((expired := await self._look(folder, held))[1:]):
                 yield expired
             elif tidies:
                 with contextlib.suppress(StorageError):  # a folder that stays costs a look at it
@@ -154,7 +156,7 @@ class Retention:
                 await self._compactor.tables.remove("/".join(folder.path.split("/")[:2]), keys)
         return expired
 
-    async def _look(self, folder: Folder) -> Expired:
-        listed = await self._compactor.list_folder(folder)
+    async def _look(self, folder: Folder, held: frozenset[str] | None = None) -> Expired:
+        listed = await self._compactor.list_folder(folder, held)
         files, others = self._compactor.final_files(folder, listed, all_nodes=self._all_nodes)
         return Expired(folder, files, others)

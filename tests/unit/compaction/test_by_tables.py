@@ -281,6 +281,28 @@ def test_retention_takes_files_out_of_the_table(handed: Handed, tables: ModelTab
     assert len(lake_files(handed.lake)) == 6
 
 
+def test_a_look_for_old_hours_reads_each_table_once(handed: Handed, tables: ModelTables) -> None:
+    """A table of a year has 8,760 hours, and a hundred thousand files."""
+    for hour in range(1, 4):
+        handed.batch(hour=hour)
+    Working(handed.directory.path, handed.lake, tables).round()
+    reads: list[TableName] = []
+
+    class Counting(ModelTables):
+        def files(self, table: TableName) -> Iterator[str]:
+            reads.append(table)
+            return super().files(table)
+
+    async def find(compactor: Compactor) -> int:
+        store = open_store(f"file://{handed.lake}", StorageS3())
+        found = [one async for one in Retention(store, compactor).find({"db": HOUR_US + 100 * DAY_US})]
+        await store.close()
+        return len(found)
+
+    assert work(handed, Counting(tables.root), find) == 4
+    assert reads == [TABLE]
+
+
 LONG: TableName = ("d" * 250, "m" * 130)
 
 
