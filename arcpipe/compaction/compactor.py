@@ -314,10 +314,11 @@ class Compactor:
         raise CannotSort(f"{folder.path} has over {_MOST_ODD} files that cannot be merged: it is left for now")
 
     def _leave(self, error: Odd, files: list[LakeFile]) -> None:
-        """Leave a file as it is from now on, as long as it does not change."""
-        log.warning("a file stays as it is, and the others are merged without it: %s", error)
+        """Leave files as they are from now on, as long as they do not change."""
+        others = f" (and {len(error.keys) - 1} other files)" if len(error.keys) > 1 else ""
+        log.warning("a file stays as it is, and the others are merged without it: %s%s", error, others)
         for file in files:
-            if file.listed.key == error.key:
+            if file.listed.key in error.keys:
                 self._odd[file.listed] = error.reason
 
     def _require_space(self, size: int) -> None:

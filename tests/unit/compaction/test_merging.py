@@ -223,6 +223,18 @@ def test_columns_are_united_and_types_that_differ_are_left(lake: Lake) -> None:
     assert len(pq.read_table(merged, partitioning=None)) == 3
 
 
+@pytest.mark.parametrize("first", [1, 26])
+def test_of_two_types_of_a_column_the_rarer_one_is_left(lake: Lake, first: int) -> None:
+    """An operator has changed the type within the hour: one look merges most of its files."""
+    of_type = {True: "text", False: 1.5}
+    paths = [lake.put(n, [{"time": n, "n": n, "v": of_type[n >= first]}]) for n in range(30)]
+    lake.compact()
+    rare = paths[:first] if first < 15 else paths[first:]
+    assert [path for path in paths if path.exists()] == rare
+    assert sorted(lake.odd) == sorted(str(path.relative_to(lake.root)) for path in rare)
+    assert sorted(row["n"] for row in lake.rows()) == list(range(30))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_what_does_not_fit_in_memory_is_sorted_by_ranges(lake: Lake, seed: int) -> None:
