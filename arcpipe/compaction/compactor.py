@@ -153,17 +153,21 @@ class Compactor:
 
     async def _find_in(self, prefix: str, closed_us: int) -> AsyncIterator[Work]:
         path, files = "", list[Listed]()
-        held = await self.held(prefix)
+        is_hour = False
+        held: frozenset[str] | None = None  # read once an hour is found: a table of somebody else may be unreadable
         async for page in self._store.list_objects(prefix):
             for listed in page:
-                if held is not None and listed.key not in held:
-                    continue
                 folder = listed.key.rpartition("/")[0]
                 if folder != path:
                     if (work := self._work_in(path, files, closed_us)) is not None:
                         yield work
-                    path, files = folder, []
-                files.append(listed)
+                    path, files, is_hour = folder, [], parse_folder(folder) is not None
+                if not is_hour:
+                    continue
+                if held is None and self.tables is not None:
+                    held = await self.held(prefix)
+                if held is None or listed.key in held:
+                    files.append(listed)
         if (work := self._work_in(path, files, closed_us)) is not None:
             yield work
 

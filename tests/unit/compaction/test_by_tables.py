@@ -473,6 +473,22 @@ def test_a_table_that_refuses_a_merge_holds_up_no_other(
     assert "failed, and is tried again later: " in caplog.text
 
 
+def test_a_table_without_files_of_arcpipe_is_not_read(handed: Handed, tables: ModelTables) -> None:
+    """Such as one of somebody else, which arcpipe cannot read: it would be a failure in each hour."""
+    put(handed.lake, "db/report/part-0.parquet", b"of somebody else")
+    put(handed.lake, "db/report/_delta_log/00000000000000000000.json", b"{}")
+
+    class Refusing(ModelTables):
+        def files(self, table: TableName) -> Iterator[str]:
+            if table == ("db", "report"):
+                raise Refused("its protocol has the features deletionVectors")
+            return super().files(table)
+
+    counters = look_twice(handed, Refusing(tables.root))
+    assert counters.compaction[Counted.FAILURES] == 0
+    assert counters.compaction[Counted.MERGES] == 1
+
+
 def test_many_tables_without_metadata_hold_up_no_other(tmp_path: Path, tables: ModelTables) -> None:
     """Somebody deleted a folder of metadata, and dropped none of its tables."""
     lost = [("db", f"a{number}") for number in range(5)]
