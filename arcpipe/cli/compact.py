@@ -140,8 +140,8 @@ def _row(work: Work) -> dict[str, Any]:
         "database": name_of(folder.database),
         "measurement": name_of(folder.measurement),
         "hour": hour_of(folder.hour_us),
-        "files": len(work.files),
-        "mb": round(sum(file.size for file in work.files) / 1e6, 1),
+        "files": work.files,
+        "mb": round(work.size / 1e6, 1),
         "dedup": "series_time" if work.dedup else "none",
     }
 

@@ -72,7 +72,7 @@ async def _expire(
     from arcpipe.compaction.process import swap_of
     from arcpipe.compaction.retention import Retention
     from arcpipe.storage import open_store
-    from arcpipe.tables.swap import Problems
+    from arcpipe.tables.problems import Problems
 
     node = this_node(settings)
     store = open_store(settings.storage.url, settings.storage.s3)

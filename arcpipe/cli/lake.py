@@ -112,6 +112,7 @@ async def _count(database: str | None, measurement: str | None, config: Path | N
     unreadable: list[str] = []
     async with _store(config) as store:
         files, others = await _all_files(store, database, measurement)
+        files, merged = _without_inputs_of_merges(files)
 
         async def look(file: StoredFile) -> Any:
             try:
@@ -148,6 +149,8 @@ async def _count(database: str | None, measurement: str | None, config: Path | N
     )
     _show(("database", "measurement", "files", "rows", "first_time", "last_time"), shown, as_json, url)
     _tell_others(others)
+    if merged:
+        print(f"arcpipe: {merged} files were left out whose rows are in a merged file, too", file=sys.stderr)
     if unreadable:
         for text in unreadable:
             print(f"arcpipe: {text}", file=sys.stderr)
@@ -177,7 +180,7 @@ async def _head(database: str, measurement: str, wanted: int, config: Path | Non
     from arcpipe.lake.inspect import last_rows, read_file
 
     async with _store(config) as store:
-        files, _ = await _all_files(store, database, measurement)
+        files, _ = _without_inputs_of_merges((await _all_files(store, database, measurement))[0])
         url = store.url
         hours: dict[int, list[StoredFile]] = {}
         for file in files:
@@ -320,6 +323,22 @@ async def _all_files(
         files += found
         others += len(odd)
     return files, others
+
+
+def _without_inputs_of_merges(files: list[StoredFile]) -> tuple[list[StoredFile], int]:
+    """Leave out files whose rows are in a merged file, too, and count them.
+
+    With tables they stay in the store for readers of earlier states.
+    """
+    from arcpipe.compaction.superseded import inputs_of_merges
+
+    folders: dict[str, list[StoredFile]] = {}
+    for file in files:
+        folders.setdefault(file.folder.path, []).append(file)
+    gone: set[str] = set()
+    for some in folders.values():
+        gone |= inputs_of_merges(some[0].folder, [file.listed for file in some])
+    return [file for file in files if file.key not in gone], len(gone)
 
 
 def _show(columns: tuple[str, ...], rows: Iterator[dict[str, Any]], as_json: bool, url: str) -> None:

@@ -241,7 +241,7 @@ def _compaction(compaction: CompactionState) -> str:
     waits = "nothing waits"
     if compaction.waiting_hours:
         waits = f"{compaction.waiting_files:,} files of {compaction.waiting_hours:,} hours wait"
-    state = "stopped by a plan" if compaction.stopped else _alive(compaction)
+    state = "needs a decision" if compaction.stopped else _alive(compaction)
     return (
         f"{state}, {look}, {waits}; in all {compaction.files_in:,} files became {compaction.files_out:,}, "
         f"{_bytes(max(0, compaction.bytes_in - compaction.bytes_out))} saved; {compaction.failures:,} failures, "

@@ -97,7 +97,7 @@ def show(
             "files": _count(tables, table, unreadable),
             **_shown(_states(settings).get(table, {}), unreadable.get(table)),
             "markers": tables.markers(table),
-            "columns": {column.name: column.type for column in columns if not column.present},
+            "columns": {column.name: column.type for column in columns if not (column.present or column.is_dropped)},
         }
     if as_json:
         print_json([found])

@@ -40,11 +40,13 @@ async def _reports(stock: Stock, only: TableName | None, database: str | None) -
 
 
 def _stock(settings: Settings, tables: TableFormat, store: LakeStore, all_nodes: bool, gone: str = "") -> Stock:
+    from arcpipe.compaction.superseded import inputs_of_merges
     from arcpipe.tables.stock import Stock
     from arcpipe.wal.directory import WALDirectory
 
-    node = WALDirectory(settings.wal.dir).node()
-    return Stock(tables, store, settings.wal.dir, None if node is None else node.node, all_nodes, gone=gone)
+    found = WALDirectory(settings.wal.dir).node()
+    node = None if found is None else found.node
+    return Stock(tables, store, settings.wal.dir, node, all_nodes, gone=gone, inputs_of_merges=inputs_of_merges)
 
 
 async def verify(

@@ -27,7 +27,7 @@ from arcpipe.compaction.files import (
     first_unfinished,
     parse_file,
 )
-from arcpipe.compaction.merge import Merge, Outcome
+from arcpipe.compaction.merge import Merge, Outcome, Stuck
 from arcpipe.compaction.plan import Plans, make_plan
 from arcpipe.compaction.rewrite import CannotSort, RewriteBounds
 from arcpipe.config.settings import FileLocation
@@ -39,7 +39,10 @@ from arcpipe.lake.input_file import Odd
 from arcpipe.lake.keys import database_components, measurement_components
 from arcpipe.storage import LakeStore, Listed
 from arcpipe.tables.base import Refused
-from arcpipe.tables.swap import Problems, TableSwap
+from arcpipe.tables.commit_file import FOLDER
+from arcpipe.tables.ledger import FILENAME
+from arcpipe.tables.problems import Problems
+from arcpipe.tables.swap import TableSwap
 from arcpipe.units import MB
 
 if TYPE_CHECKING:
@@ -68,16 +71,8 @@ class Work(NamedTuple):
 
     folder: Folder
     dedup: bool
-    files: list[LakeFile]
-    left_alone: int  # files of other nodes or other programs
-
-
-class Look(NamedTuple):
-    """What a look through the lake saw."""
-
-    files: int = 0
-    folders: int = 0
-    others: int = 0  # files of other nodes or other programs, which stay as they are
+    files: int
+    size: int  # bytes of them together
 
 
 class Compactor:
@@ -109,6 +104,7 @@ class Compactor:
         self._now = now
         self._bounds = bounds or Bounds()
         self._batches = os.path.join(wal_dir, "batches")
+        self._ledger = os.path.join(wal_dir, FOLDER, FILENAME)
         self._spool = os.path.join(wal_dir, "compaction")
         self._dedup = DedupRules(settings.compaction.dedup)
         self._odd: dict[Listed, str] = {}
@@ -152,32 +148,41 @@ class Compactor:
                 with problems.of_one_table():
                     async for work in self._find_in(f"{one}/{name}/", closed_us):
                         yield work
+                        problems.note_answer()
         problems.raise_first()
 
     async def _find_in(self, prefix: str, closed_us: int) -> AsyncIterator[Work]:
         path, files = "", list[Listed]()
-        held = await self._held(prefix)
+        is_hour = False
+        held: frozenset[str] | None = None  # read once an hour is found: a table of somebody else may be unreadable
         async for page in self._store.list_objects(prefix):
             for listed in page:
-                if held is not None and listed.key not in held:
-                    continue
                 folder = listed.key.rpartition("/")[0]
                 if folder != path:
                     if (work := self._work_in(path, files, closed_us)) is not None:
                         yield work
-                    path, files = folder, []
-                files.append(listed)
+                    path, files, is_hour = folder, [], parse_folder(folder) is not None
+                if not is_hour:
+                    continue
+                if held is None and self.tables is not None:
+                    held = await self.held(prefix)
+                if held is None or listed.key in held:
+                    files.append(listed)
         if (work := self._work_in(path, files, closed_us)) is not None:
             yield work
 
-    async def _held(self, path: str) -> frozenset[str] | None:
+    async def held(self, path: str) -> frozenset[str] | None:
         """Return the keys that the table of a path has; None if there are no tables."""
         return None if self.tables is None else await self.tables.held("/".join(path.split("/")[:2]))
 
-    async def list_folder(self, folder: Folder) -> list[Listed]:
-        """List the files in a folder; with tables only those that its table has."""
+    async def list_folder(self, folder: Folder, held: frozenset[str] | None = None) -> list[Listed]:
+        """List the files in a folder; with tables only those that its table has.
+
+        Args:
+            held: the keys that the table had a while ago, of `held`; by default it is asked.
+        """
         listed = [one async for page in self._store.list_objects(folder.path + "/") for one in page]
-        held = await self._held(folder.path)
+        held = await self.held(folder.path) if held is None else held
         own = [one for one in listed if one.key.rpartition("/")[0] == folder.path]
         return own if held is None else [one for one in own if one.key in held]
 
@@ -185,30 +190,30 @@ class Compactor:
         folder = parse_folder(path)
         if folder is None or folder.hour_us + HOUR_US > closed_us:
             return None
-        work = self._choose(folder, listed)
-        return work if work.files else None
+        files = self._choose(folder, listed)
+        return Work(folder, self._is_dedup(folder), len(files), sum(file.size for file in files)) if files else None
 
-    def _choose(self, folder: Folder, listed: list[Listed]) -> Work:
+    def _is_dedup(self, folder: Folder) -> bool:
+        return self._dedup.applies(folder.database, folder.measurement)
+
+    def _choose(self, folder: Folder, listed: list[Listed]) -> list[LakeFile]:
         """Choose the files of a folder. They were listed before this is called.
 
         Raises:
             OSError: nobody knows which batches are over.
         """
-        visible = [one for one in listed if one.key.endswith(SUFFIX)]
-        dedup = self._dedup.applies(folder.database, folder.measurement)
+        dedup = self._is_dedup(folder)
         # A file that a table has is final, whoever uploaded it; and of two merges of one file the table takes one.
         of_several = dedup and self.tables is not None
         node = None if of_several else self._node
+        visible = [one for one in listed if one.key.endswith(SUFFIX)]
         files = [file for one in visible if (file := parse_file(one, folder, node)) is not None]
-        others = len(visible) - len(files)
         unfinished = self._unfinished()
         files = [file for file in files if file.listed not in self._odd]
         ready = final(files, unfinished, self._now() - self._bounds.settle_seconds)
         if dedup:
-            chosen = choose_for_dedup(files, ready, first_unfinished(unfinished, of_several))
-        else:
-            chosen = choose(ready, self._settings.parquet.max_file_mb * MB)
-        return Work(folder, dedup, chosen, others)
+            return choose_for_dedup(files, ready, first_unfinished(unfinished, of_several))
+        return choose(ready, self._settings.parquet.max_file_mb * MB)
 
     def final_files(
         self, folder: Folder, listed: list[Listed], *, all_nodes: bool = False
@@ -236,10 +241,12 @@ class Compactor:
 
         Raises:
             Busy: another process is compacting.
-            Stuck, DamagedFile, UnknownVersion: an operator has to decide.
+            Stuck, DamagedFile, UnknownVersion: an operator has to decide. Or files of tables would be touched without
+                tables.
         """
         with self.plans.lock():
             await self._finish()
+            self._require_no_tables()
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
@@ -251,7 +258,25 @@ class Compactor:
         with self.plans.lock():
             if self.plans.read() is not None:
                 await self._finish()
+            self._require_no_tables()
             yield
+
+    def _require_no_tables(self) -> None:
+        """Refuse to work without tables if files of this node are in some: their readers would miss the files.
+
+        Raises:
+            Stuck: this WAL directory has issued numbers of commits, and the settings have no tables.
+        """
+        if self.tables is not None:
+            return
+        try:
+            os.stat(self._ledger)
+        except FileNotFoundError:
+            return
+        raise Stuck(
+            'tables.format is "none", and tables have files of this node, which their readers need: set it again; or '
+            f"if these tables are gone for good, move {self._ledger} away. Nothing is merged or deleted"
+        )
 
     async def _finish(self) -> None:
         plan = self.plans.read()
@@ -273,30 +298,31 @@ class Compactor:
         with self.plans.lock():
             if self.plans.read() is not None:
                 await self._finish()
+            self._require_no_tables()
             for _ in range(_MOST_ODD):
-                work = self._choose(folder, await self.list_folder(folder))
-                if not work.files:
+                files = self._choose(folder, await self.list_folder(folder))
+                if not files:
                     return None
-                self._require_space(sum(file.size for file in work.files))
-                plan = make_plan(
-                    *(self._store.url, folder, work.files, self._node, work.dedup), in_table=self.tables is not None
-                )
+                self._require_space(sum(file.size for file in files))
+                dedup, in_table = self._is_dedup(folder), self.tables is not None
+                plan = make_plan(self._store.url, folder, files, self._node, dedup, in_table)
                 try:
                     return await self._merge.run(plan, folder)
                 except Odd as error:
-                    self._leave(error, work)
+                    self._leave(error, files)
                 except Refused as error:
                     if not error.column:
                         raise
-                    log.warning("%d files of %s stay as they are: %s", len(work.files), folder.path, error)
-                    self._odd |= dict.fromkeys((file.listed for file in work.files), str(error))
+                    log.warning("%d files of %s stay as they are: %s", len(files), folder.path, error)
+                    self._odd |= dict.fromkeys((file.listed for file in files), str(error))
         raise CannotSort(f"{folder.path} has over {_MOST_ODD} files that cannot be merged: it is left for now")
 
-    def _leave(self, error: Odd, work: Work) -> None:
-        """Leave a file as it is from now on, as long as it does not change."""
-        log.warning("a file stays as it is, and the others are merged without it: %s", error)
-        for file in work.files:
-            if file.listed.key == error.key:
+    def _leave(self, error: Odd, files: list[LakeFile]) -> None:
+        """Leave files as they are from now on, as long as they do not change."""
+        others = f" (and {len(error.keys) - 1} other files)" if len(error.keys) > 1 else ""
+        log.warning("a file stays as it is, and the others are merged without it: %s%s", error, others)
+        for file in files:
+            if file.listed.key in error.keys:
                 self._odd[file.listed] = error.reason
 
     def _require_space(self, size: int) -> None:

@@ -55,6 +55,7 @@ class LakeFile(NamedTuple):
     order: Order
     time: str  # of the batch
     word: str  # "merged" or "unique" if compaction made it; else empty
+    node: str = ""
     of_several: bool = False  # whether files of several nodes are compared, whose boots and numbers say nothing
 
     @property
@@ -76,7 +77,7 @@ def parse_file(listed: Listed, folder: Folder, node: str | None) -> LakeFile | N
     if match is None or node not in (None, match["node"]):
         return None
     order = Order(int(match["boot"]), int(match["number"]), int(match["part"] or 0), int(match["file"]))
-    return LakeFile(listed, match["batch"], order, match["time"], match["word"] or "", node is None)
+    return LakeFile(listed, match["batch"], order, match["time"], match["word"] or "", match["node"], node is None)
 
 
 def batch_of(filename: str) -> str:

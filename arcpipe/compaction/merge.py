@@ -114,8 +114,8 @@ class Merge:
         """Take a plan that a crash left to its end: undo what was not committed, and finish the rest.
 
         Raises:
-            Stuck: it is of another store, it needs tables that the settings have not, or the store has neither its
-                inputs nor its outputs.
+            Stuck: it is of another store, it needs tables that the settings have not, its table is gone, or the store
+                has neither its inputs nor its outputs.
         """
         if plan.store != self._store.url:
             raise Stuck(
@@ -130,8 +130,15 @@ class Merge:
         log.info("a merge in %s was interrupted when it was %s; going on", plan.folder, plan.state)
         if plan.state == "planned":
             await self._undo()
-        else:
-            await self._finish(plan)
+            return
+        if plan.in_table and self._tables is not None and not await self._tables.is_there(_table_folder(plan)):
+            # An earlier process may have swapped the files: whoever registers the table again needs the outputs.
+            raise Stuck(
+                f"a merge in {plan.folder} was interrupted, and there is no table any more, which may have had its "
+                "inputs or its outputs. Nothing is deleted: register the table again; or if it was dropped for good, "
+                f"delete the outputs that {self._plans.path} names, and then that file"
+            )
+        await self._finish(plan)
 
     async def clean(self) -> None:
         """Remove the hidden objects that no plan needs: those of late requests. There is no plan."""
@@ -232,7 +239,7 @@ class Merge:
             Stuck: it has some of them.
         """
         inputs = {one.key for one in plan.inputs}
-        held = inputs & await tables.held("/".join(plan.folder.split("/")[:2]))
+        held = inputs & await tables.held(_table_folder(plan))
         if held and held != inputs:
             raise Stuck(
                 f"a merge in {plan.folder} was begun without tables, and the table has {len(held)} of its "
@@ -246,7 +253,7 @@ class Merge:
 
         Readers of the table see one or the other, at any time.
         """
-        folder = "/".join(plan.folder.split("/")[:2])
+        folder = _table_folder(plan)
         outputs = [(one.key, one.size) for one in plan.outputs]
         if (await tables.held(folder)).isdisjoint(key for key, _ in outputs):  # else an earlier process did it
             if not await self._publish(plan):
@@ -335,6 +342,10 @@ class Merge:
 
     async def _sizes(self, prefix: str) -> dict[str, int]:
         return {one.key: one.size async for page in self._store.list_objects(prefix) for one in page}
+
+
+def _table_folder(plan: Plan) -> str:
+    return "/".join(plan.folder.split("/")[:2])
 
 
 async def _in_thread(work: Callable[[], T]) -> T:

@@ -25,6 +25,10 @@ VERSION: Final = 1
 HIDDEN_FOLDER: Final = ".arcpipe/compaction"
 """The folder of outputs that are not visible yet. Their names end in none that a reader looks for."""
 
+MERGED: Final = "merged"
+UNIQUE: Final = "unique"
+"""The words in the names of merges, without `dedup` and with it."""
+
 State = Literal["planned", "committed"]
 
 
@@ -72,12 +76,16 @@ def make_plan(
 ) -> Plan:
     """Plan to merge these files, which are in their order. The same files make the same names."""
     inputs = [Input(file.listed.key, file.listed.size, file.listed.etag) for file in files]
-    content = msgspec.json.encode([dedup, *((one.key, one.size, one.etag) for one in inputs)])
-    digest = hashlib.sha256(content).hexdigest()[:16]
     last = files[-1]
-    word = "unique" if dedup else "merged"
-    merge = f"{node}-{last.time}-{last.order.boot}.{last.order.number}-{word}{digest}"
+    word = UNIQUE if dedup else MERGED
+    merge = f"{node}-{last.time}-{last.order.boot}.{last.order.number}-{word}{digest_of(files, dedup)}"
     return Plan(VERSION, "planned", store, merge, folder.path, dedup, inputs, in_table=in_table)
+
+
+def digest_of(files: Sequence[LakeFile], dedup: bool) -> str:
+    """Return the hash of a merge's inputs, which are in their order, as its name has it."""
+    inputs = ((file.listed.key, file.listed.size, file.listed.etag) for file in files)
+    return hashlib.sha256(msgspec.json.encode([dedup, *inputs])).hexdigest()[:16]
 
 
 def hidden_folder(node: str) -> str:

@@ -150,9 +150,11 @@ class CompactionProcess:
         except TableError as error:  # of some tables: the others are merged
             self._note(error, "some tables")
         refused: set[str] = set()  # tables that take no merge now: each try would read and write files for nothing
+        files = sum(work.files for work in waiting)
         for number, work in enumerate(waiting):
             self._block[Compaction.WAITING_FOLDERS] = len(waiting) - number
-            self._block[Compaction.WAITING_FILES] = sum(len(other.files) for other in waiting[number:])
+            self._block[Compaction.WAITING_FILES] = files
+            files -= work.files
             if self._ending.is_set():
                 raise Stopped
             table = "/".join(work.folder.path.split("/")[:2])

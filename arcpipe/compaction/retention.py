@@ -31,7 +31,7 @@ from arcpipe.lake.folders import Folder, parse_folder
 from arcpipe.lake.hours import hours_until, newest_hour
 from arcpipe.lake.keys import database_components
 from arcpipe.storage import LakeStore
-from arcpipe.tables.swap import Problems
+from arcpipe.tables.problems import Problems
 
 _EMPTY_SECONDS: Final = 600.0  # age of an empty folder that is removed: an uploader may just have made a young one
 _AHEAD_US: Final = DAY_US  # most time that the clock may be ahead of the newest hour's end
@@ -120,15 +120,18 @@ class Retention:
                     with problems.of_one_table():
                         async for expired in self._find_in(f"{component}/{measurement}/", end_us, tidies):
                             yield expired
+                            problems.note_answer()
         problems.raise_first()
 
     async def _find_in(self, measurement: str, end_us: int, tidies: bool) -> AsyncIterator[Expired]:
+        held: frozenset[str] | None = None  # read once for all hours, and again before anything is deleted
         async for found in hours_until(self._store, measurement, end_us):
             self._step()
             folder = parse_folder(found.path)
             if folder is None:
                 continue
-            if any((expired := await self._look(folder))[1:]):
+            held = await self._compactor.held(measurement) if held is None else held
+            if any((expired := await self._look(folder, held))[1:]):
                 yield expired
             elif tidies:
                 with contextlib.suppress(StorageError):  # a folder that stays costs a look at it
@@ -153,7 +156,7 @@ class Retention:
                 await self._compactor.tables.remove("/".join(folder.path.split("/")[:2]), keys)
         return expired
 
-    async def _look(self, folder: Folder) -> Expired:
-        listed = await self._compactor.list_folder(folder)
+    async def _look(self, folder: Folder, held: frozenset[str] | None = None) -> Expired:
+        listed = await self._compactor.list_folder(folder, held)
         files, others = self._compactor.final_files(folder, listed, all_nodes=self._all_nodes)
         return Expired(folder, files, others)

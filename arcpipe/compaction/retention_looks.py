@@ -15,7 +15,7 @@ from arcpipe.counters import Compaction
 from arcpipe.lake.folders import name_of
 from arcpipe.storage import LakeStore
 from arcpipe.tables.base import TableError
-from arcpipe.tables.swap import Problems
+from arcpipe.tables.problems import Problems
 
 log = logging.getLogger(__name__)
 

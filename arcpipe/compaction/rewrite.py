@@ -10,6 +10,7 @@ then row by row into files of ranges, each of which is sorted on its own. This m
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from typing import Final, NamedTuple
@@ -40,6 +41,10 @@ _DEEPEST: Final = 3  # a range that is too large is cut again, this often
 
 class CannotSort(ArcpipeError):
     """The rows cannot be sorted in the memory that there is."""
+
+
+class _TypesDiffer(Exception):
+    """Two inputs have a column of this name with different types."""
 
 
 class RewriteBounds(NamedTuple):
@@ -105,7 +110,10 @@ class Rewrite:
             CannotSort: nothing can be merged.
         """
         memory = SpoolMemory(self._directory, 32 * MB, 16 * MB)
-        tables, total = self._look(inputs, sizes)
+        try:
+            tables, total = self._look(inputs, sizes)
+        except _TypesDiffer as error:
+            raise self._rarer(inputs, str(error)) from None
         assert self._schema is not None
         columns = SortColumns.of(self._schema)
         form = self._form()
@@ -165,11 +173,23 @@ class Rewrite:
             for field in schema:
                 index = self._schema.get_field_index(field.name)
                 if index >= 0 and self._schema.field(index).type != field.type:
-                    known = self._schema.field(index).type
-                    raise Odd(file.key, f"its column {field.name!r} is {field.type}, and {known} in files before it")
+                    raise _TypesDiffer(field.name)
             schema = union(self._schema, schema)
         self._schema = schema.with_metadata(metadata)
         self._plain |= {field.name for field in file.schema if field.type == pa.string()} - file.dictionaries
+
+    def _rarer(self, inputs: OpenInputs, name: str) -> Odd:
+        """Make the error for the inputs whose column of this name has not the type that most have."""
+        types: dict[str, pa.DataType] = {}
+        for context in inputs():
+            self._pause()
+            with context as file:
+                if name in file.schema.names:
+                    types[file.key] = file.schema.field(name).type
+        [(usual, _)] = Counter(types.values()).most_common(1)
+        keys = [key for key, type_ in types.items() if type_ != usual]
+        reason = f"its column {name!r} is {types[keys[0]]}, and {usual} in most files of the hour"
+        return Odd(keys[0], reason, keys)
 
     def _form(self) -> Form:
         assert self._schema is not None

@@ -5,7 +5,7 @@ This module must not know stores: it reads from a spool, which holds the whole f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Final
 
 import pyarrow as pa
@@ -32,9 +32,14 @@ _BATCH_ROWS: Final = 131_072  # of one table: bounds the memory of a row group w
 class Odd(ArcpipeError):
     """A file that stays as it is; the text says why, and begins with its key."""
 
-    def __init__(self, key: str, reason: str) -> None:
+    def __init__(self, key: str, reason: str, others: Collection[str] = ()) -> None:
+        """Make the error.
+
+        Args:
+            others: more files for which it holds.
+        """
         super().__init__(f"{key}: {reason}")
-        self.key = key
+        self.keys = frozenset({key, *others})
         self.reason = reason
 
 

@@ -109,8 +109,8 @@ def _compaction_down(snapshot: Snapshot) -> Found:
 def _compaction_stopped(snapshot: Snapshot) -> Found:
     if snapshot.compaction is not None and snapshot.compaction.stopped:
         yield (
-            "compaction cannot go on: a plan that it had begun needs a decision; nothing more is merged or deleted",
-            "the log says which ('compaction cannot go on'); troubleshooting.md has the steps",
+            "compaction cannot go on: a person has to decide something; nothing more is merged or deleted",
+            "the log says what ('compaction cannot go on'); troubleshooting.md has the steps",
         )
 
 

@@ -111,6 +111,7 @@ class Column(NamedTuple):
     name: str
     type: str  # one of arcpipe's words (i64, u64, f64, bool, str, bytes, time), or the format's own for others
     present: str = ""  # of a former name: the column's name since a person renamed it; files may have both
+    is_dropped: bool = False  # by a person; files have it, so that it can come back with this type only
 
 
 class TableFormat(Protocol):

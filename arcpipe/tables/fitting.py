@@ -39,7 +39,7 @@ class Move(NamedTuple):
 
 
 def moves(
-    known: Sequence[Column] | Mapping[str, str],
+    known: Sequence[Column],
     schema: pa.Schema,
     chosen: Mapping[tuple[str, str], str],
     metadata: Any = None,
@@ -47,14 +47,13 @@ def moves(
     """Find the columns of a file that have to move.
 
     Args:
-        known: the columns of the table: names and types in arcpipe's words.
+        known: the columns of the table.
         schema: of the file, without dictionaries.
         chosen: targets that were chosen earlier, by column and type.
         metadata: the footer, whose statistics tell whether all integers stay.
     """
-    columns = [Column(*item) for item in known.items()] if isinstance(known, Mapping) else known
-    types = {column.name: column.type for column in columns}
-    second = _second_names(schema, {column.name: column.present for column in columns if column.present})
+    types = {column.name: column.type for column in known}
+    second = _second_names(schema, {column.name: column.present for column in known if column.present})
     spellings = {folded(name): name for name in types}
     found: list[Move] = []
     own = {folded(field.name) for field in schema}

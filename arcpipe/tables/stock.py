@@ -2,7 +2,8 @@
 
     lost       in a table and not in the store: readers of the table fail
     waiting    uploaded, and handed over or about to be: the committer will add it
-    former     a former state of the table has it: somebody compacted, or deleted rows; it goes when that state expires
+    former     a former state of the table has it: somebody compacted, or deleted rows; it goes when that state expires.
+               Or a merge has its rows, and the table that knew it was dropped
     others     of another node, and in no table: it may wait there
     orphan     in the store, of this node or of none that is known, and in no table: `import_files` adds it
 
@@ -19,10 +20,10 @@ from typing import Final, NamedTuple, TypeVar, get_args
 
 from arcpipe.errors import MissingObject
 from arcpipe.lake.file_schema import DATABASE, MEASUREMENT
-from arcpipe.lake.folders import parse_file_name, parse_folder
+from arcpipe.lake.folders import Folder, parse_file_name, parse_folder
 from arcpipe.lake.footers import Unreadable, find_footer, in_parallel
 from arcpipe.lake.keys import Hidden, encode_database, encode_name
-from arcpipe.storage import LakeStore
+from arcpipe.storage import LakeStore, Listed
 from arcpipe.tables.base import Conflict, Dropped, NewFile, TableFormat, TableName, UnreadableTables, is_outside
 from arcpipe.tables.commit_file import CommitFiles
 from arcpipe.tables.committer import BATCH_ENDINGS
@@ -69,6 +70,7 @@ class Stock:
         all_nodes: bool = False,
         *,
         gone: str = "",
+        inputs_of_merges: Callable[[Folder, list[Listed]], set[str]] = lambda folder, listed: set(),
     ) -> None:
         """Make ready; nothing is read.
 
@@ -76,7 +78,9 @@ class Stock:
             node: this node; files of others may wait there. None if no server has used the WAL directory.
             all_nodes: whether files of other nodes are orphans, too: none of these nodes runs any more, or waits.
             gone: a node of which this holds while others run.
+            inputs_of_merges: tells which files of a whole folder have their rows in others of it, too.
         """
+        self._inputs_of_merges = inputs_of_merges
         self._tables = tables
         self._store = store
         self._wal_dir = wal_dir
@@ -145,11 +149,24 @@ class Stock:
             left -= await self._files(table)  # committed meanwhile
             former = left & await self._call(self._tables.former, table)
         left -= waiting | former
+        merged = await self._merged(left)
+        left -= merged
+        former |= merged
         others = {key for key in left if self._is_of_another(nodes[key])}
         orphans = [(key, stored[key]) for key in sorted(left - others)]
         counts = len(held or ()), len(stored)
         outside = len(held or ()) - len(inside)
         return Report(table, held is not None, *counts, lost, orphans, len(waiting), len(others), len(former), outside)
+
+    async def _merged(self, keys: Iterable[str]) -> set[str]:
+        """Find files of which a merge has the rows: those of a table that was dropped since are in no history."""
+        found: set[str] = set()
+        for path in {key.rpartition("/")[0] for key in keys}:
+            folder = parse_folder(path)
+            assert folder is not None, "BUG: such a key was parsed"
+            listed = [one async for page in self._store.list_objects(f"{path}/") for one in page]
+            found |= self._inputs_of_merges(folder, listed)
+        return found.intersection(keys)
 
     async def _files(self, table: TableName) -> set[str]:
         return await self._call(lambda: set(self._tables.files(table)))

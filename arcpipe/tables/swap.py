@@ -10,8 +10,7 @@ import asyncio
 import functools
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 from arcpipe.errors import MissingObject
@@ -20,16 +19,7 @@ from arcpipe.lake.folders import SUFFIX
 from arcpipe.lake.footers import Unreadable, find_footer, read_footer
 from arcpipe.lake.keys import database_components, measurement_components
 from arcpipe.storage import LakeStore
-from arcpipe.tables.base import (
-    Conflict,
-    Dropped,
-    NewFile,
-    Older,
-    TableError,
-    TableFormat,
-    TableName,
-    Unavailable,
-)
+from arcpipe.tables.base import Conflict, Dropped, NewFile, TableFormat, TableName
 from arcpipe.tables.pending import table_of
 
 log = logging.getLogger(__name__)
@@ -38,43 +28,6 @@ T = TypeVar("T")
 _ATTEMPTS: Final = 10
 _MOST_NAMES: Final = 10_000
 _JITTER_SECONDS: Final = (0.05, 0.5)
-_MOST_UNAVAILABLE: Final = 3  # tables in a row that do not answer: then it is the catalogue, and not the tables
-
-
-class Problems:
-    """Problems of single tables in a look through many: one that somebody else has changed must not hold up others."""
-
-    def __init__(self) -> None:
-        self._first: TableError | None = None
-        self._tables = 0
-        self._unavailable = 0  # in a row
-
-    @contextmanager
-    def of_one_table(self) -> Iterator[None]:
-        """Keep what the look at one table raises.
-
-        Raises:
-            Unavailable: several tables in a row did not answer.
-            Older: it concerns all tables.
-        """
-        try:
-            yield
-        except Older:
-            raise
-        except TableError as error:
-            self._first = self._first or error
-            self._tables += 1
-            self._unavailable = self._unavailable + 1 if isinstance(error, Unavailable) else 0
-            if self._unavailable >= _MOST_UNAVAILABLE:
-                raise
-        else:
-            self._unavailable = 0
-
-    def raise_first(self) -> None:
-        """Raise the first problem, if there was one, once all tables were looked at."""
-        if self._first is not None:
-            others = f" (and {self._tables - 1} other tables)" if self._tables > 1 else ""
-            raise type(self._first)(f"{self._first}{others}") from self._first
 
 
 class TableSwap:
@@ -92,6 +45,11 @@ class TableSwap:
         if self._tables is not None:
             await asyncio.to_thread(self._tables.close)
             self._tables = None
+
+    async def is_there(self, folder: str) -> bool:
+        """Tell whether there is a table for a folder."""
+        table = await self._table_of(folder)
+        return table is not None and bool(await self._call(lambda tables: tables.columns(table)))
 
     async def held(self, folder: str) -> frozenset[str]:
         """Return the keys of the files that the table of a folder has; none if there is no table.

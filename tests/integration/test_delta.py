@@ -19,7 +19,16 @@ from deltalake.schema import PrimitiveType
 from arcpipe.config.settings import Storage
 from arcpipe.errors import StorageError
 from arcpipe.storage.local import LocalStore
-from arcpipe.tables.base import Conflict, Dropped, NewFile, Refused, TableName, Unavailable
+from arcpipe.tables.base import (
+    Conflict,
+    Dropped,
+    NewFile,
+    Refused,
+    TableError,
+    TableName,
+    Unavailable,
+    UnreadableTables,
+)
 from arcpipe.tables.delta.checkpoints import options_of, uri_of
 from arcpipe.tables.delta.log import Log
 from arcpipe.tables.delta.paths import root_of
@@ -713,6 +722,46 @@ def test_a_table_of_somebody_else_is_taken_if_it_fits(local: DeltaLake) -> None:
     write_deltalake(path, local.file_rows(rows_of(20)), mode="append")
     tables.commit(CPU, [local.file(rows_of(30))], "n1", 2)
     assert numbers(local) == list(range(40))
+
+
+@pytest.mark.parametrize("features", [{}, {"delta.enableDeletionVectors": "true"}])
+def test_a_table_of_somebody_else_is_not_looked_after(local: DeltaLake, features: dict[str, str]) -> None:
+    """It may be in a folder as arcpipe's are. Its files are its owner's to delete."""
+    path = uri_of(local.storage, root_of(CPU))
+    configuration = {"delta.logRetentionDuration": "interval 2 hours", **features}
+    schema = Schema([Field("n", PrimitiveType("long"))])
+    DeltaTable.create(path, schema, configuration=configuration)
+    key = "db/cpu/part-0.parquet"
+    (local.root / key).write_bytes(b"of somebody else")
+    log = local.root / "db/cpu/_delta_log"
+    removal = {"remove": {"path": "part-0.parquet", "deletionTimestamp": 1, "dataChange": True}}
+    (log / f"{1:020}.json").write_text(json.dumps(removal))
+    tables = local.open(upkeep_seconds=0.0)
+    unreadable: UnreadableTables = {}
+    assert tables.all_tables(unreadable) == []
+    assert unreadable == {}
+    with pytest.raises(TableError):
+        tables.maintain(CPU)
+    assert (local.root / key).exists()
+
+
+def test_a_table_that_arcpipe_has_appended_to_is_looked_after(local: DeltaLake) -> None:
+    write_deltalake(uri_of(local.storage, root_of(CPU)), local.file_rows(rows_of(0)))
+    tables = local.open()
+    tables.commit(CPU, [local.file(rows_of(10))], "n1", 1)
+    assert tables.all_tables() == [CPU]
+    assert local.open().all_tables() == [CPU]
+    tables.maintain(CPU)
+
+
+def test_a_table_whose_log_is_damaged_is_named(local: DeltaLake) -> None:
+    local.open().commit(CPU, [local.file(rows_of(0))], "n1", 1)
+    (local.root / f"db/cpu/_delta_log/{0:020}.json").write_bytes(bytes(100))
+    unreadable: UnreadableTables = {}
+    assert local.open().all_tables(unreadable) == []
+    assert "cannot be read" in str(unreadable[CPU])
+    with pytest.raises(Refused):
+        local.open().all_tables()
 
 
 def test_a_table_of_somebody_else_is_refused_with_the_difference(local: DeltaLake) -> None:

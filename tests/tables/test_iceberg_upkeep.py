@@ -12,10 +12,11 @@ import polars as pl
 import pytest
 from pyiceberg.table import StaticTable
 
-from arcpipe.tables.base import Conflict, Dropped
+from arcpipe.tables.base import Conflict, Dropped, NewFile, Unavailable
 from arcpipe.tables.iceberg import layout, maintain
 from arcpipe.tables.iceberg.catalogue import Catalogue
 from arcpipe.tables.iceberg.change import Change
+from arcpipe.tables.iceberg.file_io import LocalFileIO
 from arcpipe.tables.iceberg.manifests import ManifestLists
 from tests.support.iceberg import World, sqlite_world
 from tests.support.tables import CPU, rows
@@ -99,6 +100,92 @@ def test_expiry_deletes_what_only_expired_snapshots_had(local: World) -> None:
 
 def manifests(table: Any) -> list[Any]:
     return list(table.current_snapshot().manifests(table.io))
+
+
+def merged(world: World) -> tuple[NewFile, NewFile]:
+    """Make a table whose two files were merged, and return what is old and what is new."""
+    tables = world.open(history_hours=0)
+    old, new = world.lake.put(CPU, rows(0), "a"), world.lake.put(CPU, rows(0), "b")
+    tables.commit(CPU, [old], A, 1)
+    tables.replace(CPU, [old.key], [new])
+    tables.commit(CPU, [world.lake.put(CPU, rows(3), "c")], A, 2)
+    return old, new
+
+
+def notes(world: World) -> list[Path]:
+    return list((world.lake.wal_dir / "tables" / "expired").glob("*"))
+
+
+def test_a_crash_within_the_expiry_leaves_no_file_behind(local: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else names the file then: it would be called an orphan, and an import would bring its rows twice."""
+    old, _ = merged(local)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(maintain, "_delete", die)
+        with pytest.raises(KeyboardInterrupt):
+            local.open(history_hours=0).maintain(CPU)
+    assert old.key in local.lake.objects()
+    tables = local.open(history_hours=0)
+    assert old.key in tables.former(CPU)
+    assert tables.maintain(CPU).deleted > 0
+    assert old.key not in local.lake.objects()
+    assert local.numbers() == list(range(6))
+    assert notes(local) == []
+
+
+def test_a_file_that_cannot_be_deleted_is_tried_again(local: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, _ = merged(local)
+    delete = LocalFileIO.delete
+
+    def refuse(self: LocalFileIO, location: Any) -> None:
+        if str(location).endswith(old.key):
+            raise OSError("it is busy")
+        delete(self, location)
+
+    tables = local.open(history_hours=0)
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalFileIO, "delete", refuse)
+        tables.maintain(CPU)
+        tables.maintain(CPU)
+    assert old.key in local.lake.objects()
+    tables.maintain(CPU)
+    assert old.key not in local.lake.objects()
+    assert notes(local) == []
+
+
+def test_nothing_is_deleted_for_an_expiry_that_was_not_committed(local: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, _ = merged(local)
+
+    def fail(self: Change) -> None:
+        raise Unavailable("no answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Change, "attempt", fail)
+        with pytest.raises(Unavailable):
+            local.open(history_hours=0).maintain(CPU)
+    assert local.open().maintain(CPU).deleted == 0
+    assert old.key in local.lake.objects()
+    assert notes(local) == []
+
+
+def test_a_noted_file_that_is_in_the_table_again_stays(local: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = merged(local)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(maintain, "_delete", die)
+        with pytest.raises(KeyboardInterrupt):
+            local.open(history_hours=0).maintain(CPU)
+    tables = local.open()
+    tables.replace(CPU, [new.key], [old])  # a person
+    tables.maintain(CPU)
+    assert local.numbers() == list(range(6))
+    assert notes(local) == []
 
 
 def test_snapshots_within_the_history_stay_readable(local: World) -> None:

@@ -304,6 +304,8 @@ class DeltaTables:
     async def _maintain(self, table: TableName) -> Maintained:
         state = await self._existing(table)
         root = root_of(table)
+        if not _is_ours(state):
+            raise Dropped(f"{Log(self._store, root).place} is a Delta table of somebody else")
         upkeep = Upkeep(self._store, Log(self._store, root), state, self._upkeep, every_seconds=self._upkeep_seconds)
         return await upkeep.run(lambda: make_checkpoint(self._storage, root))
 
@@ -317,28 +319,32 @@ class DeltaTables:
                 if LOG not in await self._store.list_folders(f"{root}/"):
                     continue
                 names = table_of(root)
-                if names is None or root_of(names) != root:
-                    try:
-                        with _errors_of_tables(root):
-                            names = await self._names_of(root)
-                    except TableError as error:
-                        if unreadable is None:
-                            raise
-                        unreadable["", root] = error
-                        continue
-                if names is not None:
+                if names is not None and root_of(names) != root:
+                    names = None
+                try:
+                    with _errors_of_tables(root):
+                        state = await Log(self._store, root).fresh(self._states.get(root))
+                except TableError as error:
+                    if unreadable is None:
+                        raise
+                    unreadable[names or ("", root)] = error
+                    continue
+                if state is not None and _is_ours(state) and (names := names or _names_in(state, root)) is not None:
                     found.append(names)
         return sorted(found)
 
-    async def _names_of(self, root: str) -> TableName | None:
-        """Return the names that the metadata of a table tells; None if it is not arcpipe's."""
-        state = await Log(self._store, root).fresh(None)
-        if state is None:
-            return None
-        names = state.configuration.get(DATABASE), state.configuration.get(MEASUREMENT)
-        if names[0] is None or names[1] is None:
-            return None
-        return (names[0], names[1]) if root_of((names[0], names[1])) == root else None
+
+def _is_ours(state: State) -> bool:
+    """Tell whether arcpipe made the table, or has appended to it."""
+    return MEASUREMENT in state.configuration or bool(state.node_markers())
+
+
+def _names_in(state: State, root: str) -> TableName | None:
+    """Return the names that the metadata of a table tells; None if it is of another folder."""
+    names = state.configuration.get(DATABASE), state.configuration.get(MEASUREMENT)
+    if names[0] is None or names[1] is None:
+        return None
+    return (names[0], names[1]) if root_of((names[0], names[1])) == root else None
 
 
 def _now() -> float:

@@ -1,6 +1,7 @@
 """The upkeep of a table: manifests are merged, snapshots expire, and what nothing refers to is deleted.
 
-pyiceberg's own expiry deletes no files. Here two rules say what may be deleted, after the expiry was committed:
+pyiceberg's own expiry deletes no files. Here two rules say what may be deleted, after the expiry was committed. A note
+of the data files is durable before (`expiry_notes`), so that a crash leaves none behind:
 
 1. What an expired snapshot referred to and no snapshot that is left does: its manifest list, manifests and data files.
    A file that waits for its first commit was in no snapshot, so it is never one of these.
@@ -31,6 +32,7 @@ from arcpipe.tables.base import Maintained, TableName
 from arcpipe.tables.iceberg.catalogue import Catalogue
 from arcpipe.tables.iceberg.change import Change
 from arcpipe.tables.iceberg.errors import reason, translated
+from arcpipe.tables.iceberg.expiry_notes import ExpiryNotes
 from arcpipe.tables.iceberg.file_io import ListsFolders, path_of
 from arcpipe.tables.iceberg.manifests import ManifestLists
 from arcpipe.tables.schema import shown
@@ -50,9 +52,10 @@ Attempt = Callable[[Change], None]
 class Upkeep:
     """The upkeep of tables of one catalogue."""
 
-    def __init__(self, catalogue: Catalogue, lists: ManifestLists, history_hours: int) -> None:
+    def __init__(self, catalogue: Catalogue, lists: ManifestLists, notes: ExpiryNotes, history_hours: int) -> None:
         self._catalogue = catalogue
         self._lists = lists
+        self._notes = notes
         self._history_ms = history_hours * 3_600_000
 
     def merge(self, table: TableName, loaded: Table, attempt: Attempt) -> int:
@@ -64,6 +67,21 @@ class Upkeep:
             attempt(change)
         return fewer
 
+    def settle(self, table: TableName, loaded: Table) -> int:
+        """Delete what an earlier expiry left behind. Returns how many files were deleted."""
+        count = 0
+        there = {one.snapshot_id for one in loaded.metadata.snapshots}
+        with translated(f"cannot delete files of {shown(table)}"):
+            for path, note in self._notes.of(str(loaded.metadata.table_uuid)):
+                if there.isdisjoint(note.snapshots):  # else it was not committed
+                    needed = files_of_snapshots(loaded.metadata.snapshots, loaded.io)
+                    deleted, is_over = _delete(loaded.io, sorted(set(note.files) - needed))
+                    count += deleted
+                    if not is_over:
+                        continue
+                self._notes.remove(path)
+        return count
+
     def expire(self, table: TableName, loaded: Table, attempt: Attempt, merged: int) -> Maintained:
         """Expire snapshots, then delete what nothing refers to."""
         old = self._too_old(loaded)
@@ -73,13 +91,22 @@ class Upkeep:
             if old:
                 doomed = self._only_in(loaded.io, old, left)
             kept = self._metadata_of(loaded, left)
+        note = ""
         if old:
+            expired = [one.snapshot_id for one in old]
+            # Metadata that nothing refers to is found by its names.
+            if files := [one for one in doomed if not _METADATA.fullmatch(one.rpartition("/")[2])]:
+                with translated(f"cannot note the expired files of {shown(table)}"):
+                    note = self._notes.add(str(loaded.metadata.table_uuid), expired, files)
             change = Change(self._catalogue, loaded, self._lists)
-            change.expire([one.snapshot_id for one in old])
+            change.expire(expired)
             attempt(change)
         with translated(f"cannot delete files of {shown(table)}"):
             doomed |= self._orphans(loaded, kept) - {one.metadata_file for one in loaded.metadata.metadata_log}
-            return Maintained(merged, len(old), _delete(loaded.io, sorted(doomed)))
+            deleted, is_over = _delete(loaded.io, sorted(doomed))
+            if note and is_over:
+                self._notes.remove(note)
+        return Maintained(merged, len(old), deleted)
 
     def _too_old(self, loaded: Table) -> list[Snapshot]:
         """Return the snapshots that are older than the history, and that no branch or tag needs."""
@@ -190,9 +217,10 @@ def _store_now(files: FileIO, folder: str) -> float:
         files.delete(f"{folder}/{name}")
 
 
-def _delete(files: FileIO, locations: Sequence[str]) -> int:
-    """Delete files; returns how many were there. One that cannot be deleted is an orphan for the next time."""
+def _delete(files: FileIO, locations: Sequence[str]) -> tuple[int, bool]:
+    """Delete files; returns how many were there, and whether none is left. Those are for the next upkeep."""
     deleted = 0
+    is_over = True
     for location in locations:
         try:
             files.delete(location)
@@ -200,5 +228,6 @@ def _delete(files: FileIO, locations: Sequence[str]) -> int:
         except FileNotFoundError:
             continue
         except OSError as error:
+            is_over = False
             log.warning("cannot delete %s, which no table needs; it is tried again: %s", location, reason(error))
-    return deleted
+    return deleted, is_over

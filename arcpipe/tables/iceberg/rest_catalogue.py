@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Any, Final
 
+import msgspec
 from pyiceberg.catalog import TOKEN
 from pyiceberg.catalog.rest import _RETRY_ARGS, SNAPSHOT_LOADING_MODE, Endpoints, RestCatalog
 from pyiceberg.catalog.rest.response import _handle_non_200_response
-from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException, NoSuchTableError
+from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException, NoSuchTableError, RESTError
 from pyiceberg.io import FileIO
 from pyiceberg.table import CommitTableRequest, CommitTableResponse, Namespace, Table, TableIdentifier
 from pyiceberg.table.update import TableRequirement, TableUpdate
@@ -88,7 +90,10 @@ class RESTCatalogue(RestCatalog):
 
 
 class _Limited(HTTPAdapter):
-    """Requests with time limits: requests has none, and a server that hangs would hold the committer for ever."""
+    """Requests with time limits: requests has none, and a server that hangs would hold the committer for ever.
+
+    A 404 has to be the catalogue's own: a table that is taken for a dropped one would lose the files of a merge.
+    """
 
     def send(
         self, request: PreparedRequest, stream: bool = False, timeout: Any = None, *args: Any, **options: Any
@@ -96,4 +101,15 @@ class _Limited(HTTPAdapter):
         response = super().send(request, stream, timeout or (_CONNECT_SECONDS, _READ_SECONDS), *args, **options)
         # JSON is UTF-8. Where the server does not say so, requests would guess, which takes longer than all else.
         response.encoding = "utf-8"
+        if response.status_code == HTTPStatus.NOT_FOUND and request.method != "HEAD" and not _is_of_catalogue(response):
+            raise RESTError(f"it is no answer of a catalogue: 404 {response.text[:100]!r}")
         return response
+
+
+def _is_of_catalogue(response: Response) -> bool:
+    """Tell a catalogue's 404 from that of a proxy which does not reach it. Only the former says what is not there."""
+    try:
+        content = msgspec.json.decode(response.content)
+    except msgspec.DecodeError:
+        return False
+    return isinstance(content, dict) and any(key.startswith("error") for key in content)

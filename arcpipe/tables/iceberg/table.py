@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import time
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from pyiceberg.manifest import DataFile, ManifestContent
 from pyiceberg.table import Table
@@ -32,16 +32,15 @@ from arcpipe.tables.iceberg.catalogue import Catalogue, store_uri
 from arcpipe.tables.iceberg.change import Change
 from arcpipe.tables.iceberg.data_files import Layout, data_file
 from arcpipe.tables.iceberg.errors import translated
+from arcpipe.tables.iceberg.expiry_notes import ExpiryNotes
 from arcpipe.tables.iceberg.maintain import Upkeep, files_of_snapshots
 from arcpipe.tables.iceberg.manifests import KEPT_LISTS, ManifestLists
 from arcpipe.tables.iceberg.types import fits, iceberg_type, word
 from arcpipe.tables.iceberg.version_hint import write_hint
+from arcpipe.tables.problems import Problems
 from arcpipe.tables.schema import Wanted, shown, word_of
 
 log = logging.getLogger(__name__)
-
-# Spent on tables that cannot be read, before a list of tables is given up: then it is the store that does not answer.
-_LOST_SECONDS: Final = 60.0
 
 
 class IcebergTables:
@@ -54,7 +53,7 @@ class IcebergTables:
         """Open the tables. Does no I/O.
 
         Args:
-            wal_dir: `wal.dir`; the SQLite catalogue is in its folder `tables`.
+            wal_dir: `wal.dir`; the SQLite catalogue is in its folder `tables`, and so are notes of expired files.
             kept: the part of the bounds of what is kept in memory.
         """
         self._options = tables.iceberg
@@ -62,6 +61,7 @@ class IcebergTables:
         self._store = store_uri(storage) + "/"
         self._catalogue = Catalogue(tables.iceberg, storage, wal_dir, kept)
         self._lists = ManifestLists(int(KEPT_LISTS * kept))
+        self._notes = ExpiryNotes(os.path.join(wal_dir, "tables"))
 
     def check(self) -> None:
         self._catalogue.check()
@@ -118,9 +118,20 @@ class IcebergTables:
         )
 
     def _fit(
-        self, table: TableName, columns: Sequence[Wanted], files: Sequence[NewFile], loaded: Table, change: Change
+        self,
+        table: TableName,
+        columns: Sequence[Wanted],
+        files: Sequence[NewFile],
+        loaded: Table,
+        change: Change,
+        *,
+        adds: bool = True,
     ) -> _Fitted:
-        """Hold the files' columns against the table's, and stage what is missing there."""
+        """Hold the files' columns against the table's, and stage what is missing there.
+
+        Args:
+            adds: whether columns are added that the table has not. Those of merged files were dropped from it.
+        """
         types = {field.field_id: field.field_type for field in loaded.metadata.schema().fields}
         mapped = _mapped(loaded, types)
         ids = {field.name: field.field_id for field in loaded.metadata.schema().fields} | mapped
@@ -130,9 +141,17 @@ class IcebergTables:
                 raise schema.differing(table, column.name, own, word_of(column.type), column.key)
         self._require_one_each(table, files, loaded, ids)
         self._require_values(table, files, loaded, ids)
-        new = schema.added(table, ids, columns, iceberg_type)
-        new_ids = change.add_columns([(column.name, type_) for column, type_ in new])
-        types |= {new_ids[column.name]: type_ for column, type_ in new}
+        if not adds:
+            columns = [column for column in columns if column.name in ids]
+        new = dict[str, IcebergType]()
+        dropped = _dropped(loaded)
+        for column, type_ in schema.added(table, ids, columns, iceberg_type):
+            earlier = dropped.get(column.name, type_)
+            if not fits(earlier, column.type):
+                raise schema.differing(table, column.name, word(earlier), word_of(column.type), column.key)
+            new[column.name] = earlier
+        new_ids = change.add_columns(list(new.items()))
+        types |= {new_ids[name]: type_ for name, type_ in new.items()}
         ids |= new_ids
         unmapped = {column.name: ids[column.name] for column in columns if mapped.get(column.name) != ids[column.name]}
         if unmapped:
@@ -190,20 +209,20 @@ class IcebergTables:
 
     def all_tables(self, unreadable: UnreadableTables | None = None) -> list[TableName]:
         found = []
-        lost_seconds = 0.0
+        problems = Problems()
         for namespace, name in self._catalogue.names():
-            began = time.monotonic()
-            try:
-                loaded = self._catalogue.load_named(namespace, name)
-            except (Unavailable, Refused) as error:
-                lost_seconds += time.monotonic() - began
-                if unreadable is None or lost_seconds > _LOST_SECONDS:
-                    raise type(error)(f"cannot list the tables of arcpipe: {error}") from error
-                unreadable[self._catalogue.table_of(namespace, name)] = error
-                continue
-            if loaded is not None and layout.is_ours(loaded):
-                properties = loaded.metadata.properties
-                found.append((properties.get(names.DATABASE, ""), properties[names.MEASUREMENT]))
+            with problems.of_one_table():
+                try:
+                    loaded = self._catalogue.load_named(namespace, name)
+                except (Unavailable, Refused) as error:
+                    if unreadable is not None:
+                        unreadable[self._catalogue.table_of(namespace, name)] = error
+                    raise
+                if loaded is not None and layout.is_ours(loaded):
+                    properties = loaded.metadata.properties
+                    found.append((properties.get(names.DATABASE, ""), properties[names.MEASUREMENT]))
+        if unreadable is None:
+            problems.raise_first()
         return sorted(found)
 
     def columns(self, table: TableName) -> list[Column]:
@@ -217,7 +236,8 @@ class IcebergTables:
             for name, id_ in _mapped(loaded, fields).items()
             if name not in names
         ]
-        return [Column(field.name, word(field.field_type)) for field in fields.values()] + former
+        dropped = [Column(name, word(type_), is_dropped=True) for name, type_ in _dropped(loaded).items()]
+        return [*(Column(field.name, word(field.field_type)) for field in fields.values()), *former, *dropped]
 
     def markers(self, table: TableName) -> dict[str, int]:
         loaded = self._catalogue.load(table)
@@ -239,6 +259,8 @@ class IcebergTables:
         with translated(f"cannot read the snapshots of {shown(table)}"):
             earlier = [one for one in loaded.metadata.snapshots if one.snapshot_id != present]
             found = files_of_snapshots(earlier, loaded.io)
+            for _, note in self._notes.of(str(loaded.metadata.table_uuid)):
+                found.update(note.files)
         return {self._key(location) for location in found} - set(self.files(table))
 
     def _key(self, location: str) -> str:
@@ -263,7 +285,8 @@ class IcebergTables:
         layout.require_usable(table, loaded)
         self._require_no_deletes(table, loaded)
         change = Change(self._catalogue, loaded, self._lists)
-        described = self._described(table, new, loaded, self._fit(table, columns, new, loaded, change))
+        fitted = self._fit(table, columns, new, loaded, change, adds=False)
+        described = self._described(table, new, loaded, fitted)
         with translated(f"cannot stage a replacement in {shown(table)}"):
             change.replace({self._location(key) for key in old}, described, Operation.REPLACE)
         self._attempt(change)
@@ -293,9 +316,11 @@ class IcebergTables:
         loaded = self._loaded(table, all_snapshots=True)
         if not layout.is_ours(loaded):
             raise Dropped(f"{shown(table)} is not arcpipe's any more")
-        upkeep = Upkeep(self._catalogue, self._lists, self._history_hours)
+        upkeep = Upkeep(self._catalogue, self._lists, self._notes, self._history_hours)
+        settled = upkeep.settle(table, loaded)
         merged = upkeep.merge(table, loaded, self._attempt)
-        return upkeep.expire(table, self._loaded(table, all_snapshots=True), self._attempt, merged)
+        done = upkeep.expire(table, self._loaded(table, all_snapshots=True), self._attempt, merged)
+        return done._replace(deleted=done.deleted + settled)
 
 
 class _Fitted(NamedTuple):
@@ -313,6 +338,21 @@ def _mapped(loaded: Table, known: Collection[int]) -> dict[str, int]:
     return {
         name: id_ for field in mapping for name in field.names if (id_ := field.field_id) is not None and id_ in known
     }
+
+
+def _dropped(loaded: Table) -> dict[str, IcebergType]:
+    """Return the types of columns that a person dropped, by the names that files may have for them.
+
+    These files have no field ids. A column of that name that is added anew has their values, so it needs their type.
+    """
+    mapping = loaded.metadata.name_mapping()
+    present = {field.field_id for field in loaded.metadata.schema().fields}
+    names = {field.field_id: field.names for field in mapping or () if field.field_id not in present}
+    if not names:
+        return {}
+    types = {field.field_id: field.field_type for one in loaded.metadata.schemas for field in one.fields}
+    taken = {field.name for field in loaded.metadata.schema().fields}
+    return {name: types[id_] for id_, some in names.items() if id_ in types for name in some if name not in taken}
 
 
 def _has_null(file: NewFile, name: str) -> bool:

@@ -227,9 +227,7 @@ def test_compaction_and_retention_tell_what_they_did_and_what_waits() -> None:
     assert facts["retention"] == "12 files deleted, 3.00 MB"
     waits = msgspec.structs.replace(busy, retention_from=1_000_000_000.0)
     assert "nothing goes before 2001-09-" in facts_of(compaction=waits)["retention"]
-    assert facts_of(compaction=msgspec.structs.replace(busy, stopped=True))["compaction"].startswith(
-        "stopped by a plan"
-    )
+    assert facts_of(compaction=msgspec.structs.replace(busy, stopped=True))["compaction"].startswith("needs a decision")
 
 
 def test_tables_tell_what_is_committed_and_what_waits() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from arcpipe.cli import lake
 from arcpipe.compaction.compactor import Compactor
 from arcpipe.compaction.merge import Merge, Stuck
 from arcpipe.compaction.plan import Plan, Plans
@@ -19,12 +21,14 @@ from arcpipe.compaction.process import CompactionProcess
 from arcpipe.compaction.retention import Retention
 from arcpipe.compaction.retention_clock import DAY_US
 from arcpipe.compaction.retention_looks import RetentionLooks
+from arcpipe.compaction.superseded import inputs_of_merges
 from arcpipe.config.settings import WAL, Compaction, Settings, Storage, StorageS3
 from arcpipe.counters import Compaction as Counted
 from arcpipe.counters import Counters
 from arcpipe.lake.folders import Folder, parse_folder
 from arcpipe.storage import open_store
-from arcpipe.tables.base import Conflict, NewFile, Refused, TableName
+from arcpipe.tables.base import Conflict, NewFile, Refused, TableName, Unavailable
+from arcpipe.tables.stock import Stock
 from arcpipe.tables.swap import TableSwap
 from tests.support.commits import Handed, Working, in_tables
 from tests.support.compaction import HOUR_US, OTHER_NODE, key_of, put
@@ -105,6 +109,42 @@ def test_a_merge_replaces_files_of_the_table_at_once(handed: Handed, tables: Mod
     assert work(handed, tables, lambda compactor: compactor.compact(folder)) is None
 
 
+def test_an_import_after_a_drop_brings_no_row_twice(handed: Handed, tables: ModelTables, folder: Folder) -> None:
+    """The inputs of a merge are in the store for a while, and the dropped table alone knew which files they are."""
+    wanted = rows(handed, tables)
+    work(handed, tables, lambda compactor: compactor.compact(folder))
+    tables.drop(TABLE)
+
+    async def bring_back() -> None:
+        store = open_store(f"file://{handed.lake}", StorageS3())
+        directory = handed.directory.path
+        stock = Stock(tables, store, directory, handed.node, inputs_of_merges=inputs_of_merges)
+        for report in [report async for report in stock.compare()]:
+            assert (len(report.orphans), report.former) == (1, 5)
+            await stock.import_files(report)
+        await store.close()
+
+    asyncio.run(bring_back())
+    assert rows(handed, tables) == wanted
+
+
+def test_the_command_counts_and_shows_rows_of_merges_once(
+    handed: Handed, tables: ModelTables, folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = rows(handed, tables)
+    work(handed, tables, lambda compactor: compactor.compact(folder))
+    config = handed.base / "config.toml"
+    config.write_text(f'storage.url = "file://{handed.lake}"\nwal.dir = "{handed.directory.path}"\n')
+    lake.count(None, None, config, True)
+    said = capsys.readouterr()
+    counted = json.loads(said.out)
+    assert (counted["files"], counted["rows"]) == (1, len(wanted))
+    assert "5 files were left out whose rows are in a merged file, too" in said.err
+    lake.head(*TABLE, 100, config, True)
+    shown = [json.loads(line)["n"] for line in capsys.readouterr().out.splitlines()]
+    assert sorted(shown) == wanted
+
+
 def test_files_that_no_table_has_are_left_alone(handed: Handed, tables: ModelTables, folder: Folder) -> None:
     handed.batch()  # it waits for its commit
     waiting = set(handed.keys) - set(in_tables(tables))
@@ -134,6 +174,44 @@ def test_a_crash_around_the_swap_is_finished(
     work(handed, tables, lambda compactor: compactor.finish())
     assert rows(handed, tables) == wanted
     assert len(in_tables(tables)) == 1
+    assert Plans(handed.directory.path).read() is None
+
+
+def test_no_output_is_deleted_while_there_is_no_table_to_ask(
+    handed: Handed, tables: ModelTables, folder: Folder
+) -> None:
+    """A crash after the swap, and then the catalogue is lost: whoever registers the table again needs its files."""
+    wanted = rows(handed, tables)
+
+    class Crashing(ModelTables):
+        def replace(self, table: TableName, old: list[str], new: list[NewFile]) -> None:  # type: ignore[override]
+            super().replace(table, old, new)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work(handed, Crashing(tables.root), lambda compactor: compactor.compact(folder))
+    aside = tables.root.rename(tables.root.with_name("aside"))
+    lost = ModelTables(tables.root)
+    with pytest.raises(Stuck, match="there is no table"):
+        work(handed, lost, lambda compactor: compactor.finish())
+    aside.rename(tables.root)
+    assert rows(handed, tables) == wanted
+    work(handed, tables, lambda compactor: compactor.finish())
+    assert Plans(handed.directory.path).read() is None
+
+
+def test_a_merge_is_given_up_if_its_table_is_dropped_meanwhile(
+    handed: Handed, tables: ModelTables, folder: Folder
+) -> None:
+    class Dropped(ModelTables):
+        def files(self, table: TableName) -> Iterator[str]:
+            if Plans(handed.directory.path).read() is not None and tables.load(table) is not None:
+                tables.drop(table)
+            return super().files(table)
+
+    before = lake_files(handed.lake)
+    work(handed, Dropped(tables.root), lambda compactor: compactor.compact(folder))
+    assert lake_files(handed.lake) == before
     assert Plans(handed.directory.path).read() is None
 
 
@@ -201,6 +279,28 @@ def test_retention_takes_files_out_of_the_table(handed: Handed, tables: ModelTab
     assert work(handed, tables, expire) == 5
     assert in_tables(tables) == []
     assert len(lake_files(handed.lake)) == 6
+
+
+def test_a_look_for_old_hours_reads_each_table_once(handed: Handed, tables: ModelTables) -> None:
+    """A table of a year has 8,760 hours, and a hundred thousand files."""
+    for hour in range(1, 4):
+        handed.batch(hour=hour)
+    Working(handed.directory.path, handed.lake, tables).round()
+    reads: list[TableName] = []
+
+    class Counting(ModelTables):
+        def files(self, table: TableName) -> Iterator[str]:
+            reads.append(table)
+            return super().files(table)
+
+    async def find(compactor: Compactor) -> int:
+        store = open_store(f"file://{handed.lake}", StorageS3())
+        found = [one async for one in Retention(store, compactor).find({"db": HOUR_US + 100 * DAY_US})]
+        await store.close()
+        return len(found)
+
+    assert work(handed, Counting(tables.root), find) == 4
+    assert reads == [TABLE]
 
 
 LONG: TableName = ("d" * 250, "m" * 130)
@@ -373,6 +473,40 @@ def test_a_table_that_refuses_a_merge_holds_up_no_other(
     assert "failed, and is tried again later: " in caplog.text
 
 
+def test_a_table_without_files_of_arcpipe_is_not_read(handed: Handed, tables: ModelTables) -> None:
+    """Such as one of somebody else, which arcpipe cannot read: it would be a failure in each hour."""
+    put(handed.lake, "db/report/part-0.parquet", b"of somebody else")
+    put(handed.lake, "db/report/_delta_log/00000000000000000000.json", b"{}")
+
+    class Refusing(ModelTables):
+        def files(self, table: TableName) -> Iterator[str]:
+            if table == ("db", "report"):
+                raise Refused("its protocol has the features deletionVectors")
+            return super().files(table)
+
+    counters = look_twice(handed, Refusing(tables.root))
+    assert counters.compaction[Counted.FAILURES] == 0
+    assert counters.compaction[Counted.MERGES] == 1
+
+
+def test_many_tables_without_metadata_hold_up_no_other(tmp_path: Path, tables: ModelTables) -> None:
+    """Somebody deleted a folder of metadata, and dropped none of its tables."""
+    lost = [("db", f"a{number}") for number in range(5)]
+
+    class Lost(ModelTables):
+        def files(self, table: TableName) -> Iterator[str]:
+            if table in lost:
+                raise Unavailable(f"cannot read {table}: there is no such file")
+            return super().files(table)
+
+    handed = Handed(tmp_path)
+    for _ in range(5):
+        handed.batch([*lost, TABLE])
+    Working(handed.directory.path, handed.lake, tables).round()
+    look_twice(handed, Lost(tables.root))
+    assert len([key for key in in_tables(tables) if f"/{TABLE[1]}/" in key]) == 1
+
+
 def test_an_hour_whose_columns_a_table_refuses_is_tried_once(
     handed: Handed, tables: ModelTables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -423,6 +557,34 @@ def test_a_table_that_refuses_retention_holds_up_no_other(
 # A plan that was made while the settings had no tables, or had some
 
 
+def test_without_tables_in_the_settings_no_file_of_a_table_is_touched(
+    handed: Handed, tables: ModelTables, folder: Folder
+) -> None:
+    """Somebody turned tables off, for a day or by mistake: their readers still need the files."""
+    wanted = rows(handed, tables)
+
+    async def expire(compactor: Compactor) -> None:
+        store = open_store(f"file://{handed.lake}", StorageS3())
+        try:
+            await Retention(store, compactor).delete(folder)
+        finally:
+            await store.close()
+
+    calls: list[Callable[[Compactor], Awaitable[Any]]] = [
+        lambda compactor: compactor.finish(),
+        lambda compactor: compactor.compact(folder),
+        expire,
+    ]
+    for call in calls:
+        with pytest.raises(Stuck, match=r'tables\.format is "none", and tables have files of this node'):
+            work(handed, None, call)
+    assert rows(handed, tables) == wanted
+    os.unlink(
+        os.path.join(handed.directory.path, "tables", "ledger.json")
+    )  # as an operator does whose tables are gone for good
+    assert work(handed, None, lambda compactor: compactor.compact(folder)) is not None
+
+
 def merge_without_tables(handed: Handed, folder: Folder, monkeypatch: pytest.MonkeyPatch, deleted: int = 0) -> None:
     """Merge a folder as if there were no tables, and die once some of the inputs are deleted."""
 
@@ -432,6 +594,7 @@ def merge_without_tables(handed: Handed, folder: Folder, monkeypatch: pytest.Mon
 
     with monkeypatch.context() as patched:
         patched.setattr(Merge, "_delete_inputs", die)
+        patched.setattr(Compactor, "_require_no_tables", lambda self: None)  # of a former version
         with pytest.raises(KeyboardInterrupt):
             work(handed, None, lambda compactor: compactor.compact(folder))
 

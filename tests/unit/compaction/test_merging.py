@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -13,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from arcpipe.compaction.compactor import Compactor
+from arcpipe.compaction.compactor import Compactor, Work
 from arcpipe.compaction.merge import Outcome
 from arcpipe.compaction.process import CompactionProcess
 from arcpipe.compaction.rewrite import Rewrite, RewriteBounds
-from arcpipe.config.settings import WAL, Compaction, Parquet, Settings, Storage
+from arcpipe.config.settings import WAL, Compaction, Parquet, Settings, Storage, StorageS3
 from arcpipe.counters import Compaction as Compacted
 from arcpipe.counters import Counters
 from arcpipe.lake.file_schema import ROLE
@@ -115,6 +116,32 @@ def by_number(rows: Rows) -> Rows:
     return sorted(rows, key=lambda row: row["n"])
 
 
+def test_a_look_remembers_no_files(lake: Lake) -> None:
+    """A look through a lake of years finds millions of them, before the first merge."""
+
+    def found() -> tuple[int, Work]:
+        async def find() -> list[Work]:
+            store = open_store(lake.settings().storage.url, StorageS3())
+            try:
+                return [work async for work in Compactor(lake.settings(), str(lake.wal), NODE, store).find()]
+            finally:
+                await store.close()
+
+        [work] = asyncio.run(find())
+        return len(pickle.dumps(work)), work
+
+    data = file_bytes(table_of(some_rows(1, 0)), lake.directory, "db", "m")
+    for number in range(3):
+        put(lake.root, key_of(number), data, 3600.0)
+    few, work = found()
+    assert (work.files, work.size) == (3, 3 * len(data))
+    for number in range(3, 100):
+        put(lake.root, key_of(number), data, 3600.0)
+    many, work = found()
+    assert work.files == 100
+    assert many < few + 20
+
+
 @pytest.mark.parametrize("layout", ["arc", "hive"])
 def test_small_files_of_a_closed_hour_become_one(lake: Lake, layout: Any) -> None:
     for number in range(5):
@@ -194,6 +221,18 @@ def test_columns_are_united_and_types_that_differ_are_left(lake: Lake) -> None:
     (merged,) = set(lake.files) - {odd}
     assert set(pq.read_schema(merged).names) == {"time", "host", "n", "v", "w", "note"}
     assert len(pq.read_table(merged, partitioning=None)) == 3
+
+
+@pytest.mark.parametrize("first", [1, 26])
+def test_of_two_types_of_a_column_the_rarer_one_is_left(lake: Lake, first: int) -> None:
+    """An operator has changed the type within the hour: one look merges most of its files."""
+    of_type = {True: "text", False: 1.5}
+    paths = [lake.put(n, [{"time": n, "n": n, "v": of_type[n >= first]}]) for n in range(30)]
+    lake.compact()
+    rare = paths[:first] if first < 15 else paths[first:]
+    assert [path for path in paths if path.exists()] == rare
+    assert sorted(lake.odd) == sorted(str(path.relative_to(lake.root)) for path in rare)
+    assert sorted(row["n"] for row in lake.rows()) == list(range(30))
 
 
 @pytest.mark.slow

@@ -32,9 +32,13 @@ def schema_of(**columns: pa.DataType) -> pa.Schema:
     return pa.schema(sorted([time, *fields], key=file_order))
 
 
+def columns_of(known: dict[str, str]) -> list[Column]:
+    return [Column(*item) for item in known.items()]
+
+
 def targets(known: dict[str, str], schema: pa.Schema, **chosen: str) -> dict[str, str]:
     earlier = {tuple(name.split("__")): target for name, target in chosen.items()}
-    return {move.column: move.target for move in moves(known, schema, earlier)}  # type: ignore[arg-type]
+    return {move.column: move.target for move in moves(columns_of(known), schema, earlier)}  # type: ignore[arg-type]
 
 
 def test_what_fits_or_is_new_stays() -> None:
@@ -71,6 +75,12 @@ def test_a_former_name_of_a_column_that_the_file_has_gets_a_number() -> None:
     assert found(load=pa.int64(), load_1m=pa.float64()) == {"load": "load_2"}
 
 
+def test_the_name_of_a_dropped_column_keeps_its_type() -> None:
+    known = [Column("load", "f64", is_dropped=True)]
+    assert moves(known, schema_of(load=pa.float64()), {}) == []
+    assert [move.target for move in moves(known, schema_of(load=pa.string()), {})] == ["load_str"]
+
+
 def test_names_that_differ_in_case_only_get_a_number() -> None:
     assert targets({"usage": "i64"}, schema_of(Usage=pa.int64())) == {"Usage": "Usage_2"}
     assert targets({"usage": "i64", "Usage_2": "str"}, schema_of(Usage=pa.int64())) == {"Usage": "Usage_3"}
@@ -84,13 +94,13 @@ def test_a_choice_is_kept_while_it_fits() -> None:
 @pytest.mark.parametrize("name", ["time", RESCUED_DATA, "time_ns"])
 def test_columns_that_no_sender_names_stay(name: str) -> None:
     schema = pa.schema([pa.field(name, pa.string(), metadata={ROLE: b"field"})])
-    assert moves({name: "i64"}, schema, {}) == []
+    assert moves(columns_of({name: "i64"}), schema, {}) == []
 
 
 def test_the_senders_name_stays_with_the_values() -> None:
     field = pa.field("time_field", pa.string(), metadata={ROLE: b"tag", SENDERS_NAME: b"time"})
     schema = pa.schema([field])
-    found = moves({"time_field": "i64"}, schema, {})
+    found = moves(columns_of({"time_field": "i64"}), schema, {})
     assert found == [Move("time_field", "time", "str", "i64", "time_field_str")]
     [after] = moved_schema(schema, found)
     assert after.metadata == {ROLE: b"tag", SENDERS_NAME: b"time"}
@@ -107,7 +117,7 @@ def test_every_value_is_found_again(in_table: str, in_file: str, data: st.DataOb
     columns["other"] = pa.array(range(len(values)), pa.int64())
     table = pa.table([columns[name] for name in schema.names], schema=schema)
     word = word_of(_VALUES[in_table][0])
-    found = moves({"n": word}, schema, {})
+    found = moves(columns_of({"n": word}), schema, {})
     after = moved_schema(schema, found)
     changed = moved(table, found, after)
     assert changed.schema.names == after.names
@@ -121,7 +131,7 @@ def test_integers_that_are_exact_as_floats_stay() -> None:
     schema = schema_of(n=pa.int64())
     values = [1, None, -(2**53), 2**53, 2**53 + 1]
     table = pa.table([pa.array(range(5), TIME_TYPE), pa.array(values, pa.int64())], schema=schema)
-    found = moves({"n": "f64"}, schema, {})
+    found = moves(columns_of({"n": "f64"}), schema, {})
     changed = moved(table, found, moved_schema(schema, found))
     assert changed["n"].to_pylist() == [1.0, None, -(2.0**53), 2.0**53, None]
     assert changed["n_i64"].to_pylist() == [None] * 4 + [2**53 + 1]
@@ -131,7 +141,7 @@ def test_text_with_a_dictionary_moves_as_it_is() -> None:
     schema = schema_of(n=pa.string())
     texts = pa.array(["a", "b", None, "a"]).dictionary_encode()
     table = pa.table({"time": pa.array(range(4), TIME_TYPE), "n": texts})
-    found = moves({"n": "i64"}, schema, {})
+    found = moves(columns_of({"n": "i64"}), schema, {})
     changed = moved(table, found, moved_schema(schema, found))
     assert changed["n_str"].type == texts.type
     assert moved_back(changed, found, schema.names)["n"].to_pylist() == ["a", "b", None, "a"]
