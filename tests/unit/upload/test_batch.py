@@ -962,3 +962,16 @@ def test_a_journal_that_a_spare_file_cannot_hold_goes_on_without_keys(tmp_path: 
     assert again.has_keys
     assert len(again.keys) < 4000
     assert [file.filename for file in directory.segments(SEALED)]
+
+
+def test_that_keys_are_not_listed_is_durable_before_they_are_put(journal: Journal) -> None:
+    """Also where the disk has no room even for that, at first: an append that raised is called again."""
+    journal.append([KEYS[0]])
+    journal._disk = FullDisk()
+    for _ in range(3):
+        with pytest.raises(OSError, match="No space"):
+            journal.append([KEYS[1]])
+    journal._disk = Disk()
+    journal.append([KEYS[1]])
+    again = reload(journal)
+    assert set(again.keys) == {"k0", "k1"} or not again.is_complete
