@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from arcpipe import native
 from arcpipe.counters import Counters, Uploader
 from arcpipe.disk import Disk
+from arcpipe.errors import StorageError
 from arcpipe.lake.spool import Spool, SpoolMemory
 from arcpipe.storage import Blob
 from arcpipe.storage.base import read_exactly
@@ -518,8 +519,6 @@ def test_a_segment_that_lost_entries_since_overwrites_nothing(wal: Path) -> None
 
 
 def test_a_store_that_cannot_say_what_it_has_leaves_the_batch_waiting(wal: Path) -> None:
-    from arcpipe.errors import StorageError
-
     store = MemoryStore()
     crash_at_put(wal, store, 3)
     before = dict(store.objects)
@@ -939,6 +938,33 @@ def test_objects_of_unknown_keys_that_a_redo_does_not_make_are_removed(part: str
     leftovers = StoreLeftovers(context, batch, asyncio.Semaphore(4))
     asyncio.run(leftovers.remove([made]))
     assert store.objects.keys() == {made, other}
+
+
+@pytest.mark.parametrize(("kind", "stays"), [("timeout", False), ("server_error", False), ("credentials", True)])
+def test_a_list_that_fails_for_a_moment_leaves_no_object_behind(kind: str, stays: bool, tmp_path: Path) -> None:
+    """The rows of what stays are there twice. A store that never gives the list must not stop the uploads."""
+    directory = WALDirectory(tmp_path / "wal")
+    directory.make()
+    fill(tmp_path / "wal", 1, IDS)
+    batch = Batches(directory, NodeIdentity(harness.NODE, 1), Counters(1).uploader, "x", "arc").plan()
+    assert batch is not None
+    batch.is_left_over, batch.journal.is_complete = True, False
+    made, stray = (f"d/m/2026/11/30/14/m_x_{batch.batch_id}_{number}" for number in range(2))
+
+    class Failing(MemoryStore):
+        async def list_keys(self, prefix: str) -> list[str]:
+            keys = await super().list_keys(prefix)
+            if len(self.listed) < 3:
+                raise StorageError("cannot list it", kind)
+            return keys
+
+    async def no_sleep(_: float) -> None:
+        pass
+
+    store = Failing(dict.fromkeys((made, stray), b""))
+    context: Any = SimpleNamespace(store=store, retry=Retry(Counters(1).uploader, sleep=no_sleep))
+    asyncio.run(StoreLeftovers(context, batch, asyncio.Semaphore(4)).remove([made]))
+    assert (stray in store.objects) == stays
 
 
 def test_a_journal_that_a_spare_file_cannot_hold_goes_on_without_keys(tmp_path: Path) -> None:
