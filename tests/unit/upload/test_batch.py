@@ -489,19 +489,45 @@ def test_a_redo_before_all_keys_are_known_overwrites_nothing_either(wal: Path) -
     assert batch_files(wal) == []
 
 
+def with_all_objects(states: list[State], tmp_path: Path) -> tuple[Path, MemoryStore, Journal]:
+    """A crash just before the batch was marked as uploaded, with all of its objects, and without a segment."""
+    for state in states:
+        for path in (state.wal / "batches").glob("*.journal"):
+            journal = Journal.load(Disk(), str(path))
+            if journal is not None and journal.converted is not None and not journal.uploaded:
+                shutil.copytree(state.wal, tmp_path / "wal")
+                wal = tmp_path / "wal"
+                lose(wal, 1)
+                journal.path = str(wal / "batches" / path.name)
+                return wal, MemoryStore(states[-1].objects), journal
+    raise AssertionError("no crash leaves such a batch")
+
+
 def test_a_batch_with_all_objects_needs_no_segment(states: list[State], tmp_path: Path) -> None:
     """A batch whose objects are all there is uploaded even without its segment."""
-    most = max(len(state.objects) for state in states)
-    state = next(state for state in states if len(state.objects) == most)
-    assert not [*state.wal.glob("batches/*.uploaded.json")]
-    shutil.copytree(state.wal, tmp_path / "wal")
-    wal, store = tmp_path / "wal", MemoryStore(state.objects)
-    lose(wal, 1)
+    wal, store, _ = with_all_objects(states, tmp_path)
+    before = dict(store.objects)
     outcome = run(wal, store, boot=2)
-    assert store.objects == state.objects
+    assert store.objects == before
     assert_once(store)
     assert batch_files(wal) == []
     assert stopped(outcome.block) == (0, 0, 0, 0)
+
+
+def test_a_batch_with_all_objects_removes_those_of_earlier_tries(states: list[State], tmp_path: Path) -> None:
+    """The crash came before they were removed: their rows must not stay there twice."""
+    wal, store, journal = with_all_objects(states, tmp_path)
+    before = dict(store.objects)
+    key = min(journal.keys)
+    stray = f"{key.removesuffix('_0.parquet')}_1.parquet"
+    store.objects[stray] = store.objects[key]
+    journal.append([msgspec.structs.replace(journal.keys[key], key=stray)])
+    journal.append([Converted(strays=[stray])])
+    journal.close()
+    run(wal, store, boot=2)
+    assert store.objects == before
+    assert_once(store)
+    assert batch_files(wal) == []
 
 
 def test_a_segment_that_lost_entries_since_overwrites_nothing(wal: Path) -> None:
