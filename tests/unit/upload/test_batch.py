@@ -44,6 +44,7 @@ from arcpipe.upload.retry import Backoff, Retry
 from arcpipe.upload.shipment import Shipment
 from arcpipe.wal.checksum import with_checksum
 from arcpipe.wal.directory import SEALED, NodeIdentity, WALDirectory
+from arcpipe.wal.stretch import Stretch
 from tests.support import uploader as harness
 from tests.support.directories import batch_files
 from tests.support.kernel import kernel_of_checkout
@@ -727,6 +728,42 @@ def test_a_refusal_that_care_does_not_find_takes_the_batch_apart(wal: Path, monk
     assert_once(store)
     assert len([key for key in store.objects if key.startswith("_dead_letter/db/")]) == 1
     assert sealed(wal) == []
+
+
+@pytest.fixture
+def no_fives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug that one entry meets, as soon as it is read."""
+    add, add_stretch = BatchTables.add, BatchTables.add_stretch
+
+    def refuse(payload: Any) -> None:
+        if 5 in msgspec.msgpack.decode(payload)[3]["columns"]["id"]:
+            raise RuntimeError("no fives")
+
+    def add_or_fail(self: BatchTables, timestamp_us: int, payload: Any, origin: int) -> None:
+        refuse(payload)
+        add(self, timestamp_us, payload, origin)
+
+    def add_stretch_or_fail(self: BatchTables, stretch: Stretch, origins: Any) -> None:
+        for start, end in zip(stretch.starts, stretch.ends, strict=True):
+            refuse(stretch.data[start:end])
+        add_stretch(self, stretch, origins)
+
+    monkeypatch.setattr(BatchTables, "add", add_or_fail)
+    monkeypatch.setattr(BatchTables, "add_stretch", add_stretch_or_fail)
+
+
+@pytest.mark.usefixtures("no_fives")
+def test_a_batch_is_taken_apart_although_a_file_of_it_is_no_segment(wal: Path) -> None:
+    """The bug ends each try before that file is read, and so before it is moved to quarantine."""
+    name = "worker-9-20990101_000000-000001.wal.sealed"
+    (wal / name).write_bytes(b"no segment at all")
+    store = MemoryStore()
+    run(wal, store)
+    assert_once(store)
+    (letter,) = [key for key in store.objects if key.startswith("_dead_letter/db/")]
+    assert msgspec.msgpack.decode(store.objects[letter])[3]["columns"]["id"] == [4, 5, 6, 7]
+    assert sealed(wal) == batch_files(wal) == []
+    assert os.listdir(wal / "quarantine") == [name]
 
 
 def test_a_bug_that_is_not_of_the_conversion_changes_nothing(wal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
