@@ -124,7 +124,7 @@ def load(disk: Disk, path: str, decode: Callable[[bytes], T]) -> T | None:
 
 @contextlib.contextmanager
 def _named(path: str) -> Iterator[None]:
-    """Have an error of an open file say which file it is: the operating system names only those of calls with a path."""
+    """Have an error say which file it is of: the operating system names none where the file is open."""
     try:
         yield
     except OSError as error:

@@ -22,6 +22,11 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+def write_on(spool: Spool, data: bytes) -> None:
+    while True:
+        spool.write(data)
+
+
 @pytest.mark.parametrize("size", [5_000, 500_000])
 def test_a_spool_that_could_not_be_written_closes_all_the_same(size: int, tmp_path: Path) -> None:
     """Small pieces wait in the file object, which writes them when it is closed. That must not keep others open."""
@@ -30,8 +35,20 @@ def test_a_spool_that_could_not_be_written_closes_all_the_same(size: int, tmp_pa
     spool.write(bytes(4_000))
     with largest_file(1_000):
         with pytest.raises(OSError, match="File too large"):
-            while True:
-                spool.write(bytes(size))
+            write_on(spool, bytes(size))
         spool.close()
     spool.close()
     assert memory.take(8_000)
+
+
+def test_a_directory_that_somebody_removed_is_made_again(tmp_path: Path) -> None:
+    """The uploads would wait for it otherwise, until a restart makes it."""
+    memory = SpoolMemory(tmp_path / "wal" / "spool", total_bytes=10)
+    spool = Spool(memory)
+    with pytest.raises(FileNotFoundError):
+        spool.write(bytes(100))
+    (tmp_path / "wal").mkdir()
+    spool.write(bytes(100))
+    spool.flush()
+    assert spool.read_at(0, 200) == bytes(100)
+    spool.close()
