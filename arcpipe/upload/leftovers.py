@@ -17,8 +17,9 @@ from arcpipe.upload.context import Context
 log = logging.getLogger(__name__)
 
 _MULTIPART_BYTES: Final = 5 * MB  # S3's smallest part: a smaller object never was an upload in parts
-# Kinds of failures of a list that do not end by themselves: the right to list is not needed for anything else.
+# Kinds of failures that may last for ever: without tables, the right to list is needed for nothing else.
 _LASTING: Final = ("credentials", "other")
+_LIST_TRIES: Final = 5  # of a list that fails so
 
 
 class StoreLeftovers:
@@ -74,12 +75,15 @@ class StoreLeftovers:
     async def _remove_in(self, folder: str, keys: Iterable[str]) -> None:
         """Remove what a list of the folder shows, of a batch whose journal does not have all keys."""
         context = self._context
+        tries = 0
 
         async def look() -> list[str]:
+            nonlocal tries
+            tries += 1
             try:
                 return await context.store.list_keys(folder)
             except StorageError as error:
-                if error.kind not in _LASTING:
+                if error.kind not in _LASTING or tries < _LIST_TRIES:
                     raise
                 log.warning("objects that an earlier try left in %s, if there are any, stay: %s", folder, error)
                 return []
