@@ -115,19 +115,31 @@ class BatchClaims:
     def _write(self, frame: bytes) -> None:
         disk = self._directory.disk
         if not self._exists:
-            make_folder(self._directory, self._folder)
-            header = encode_header(self.header)
-            durable.replace(disk, self.path, header + frame)
-            self._exists = True
-            self._end = len(header) + len(frame)
+            self._create(frame)
             return
-        fd = disk.open(self.path)
+        try:
+            fd = disk.open(self.path)
+        except FileNotFoundError:  # somebody moved it away
+            self._create(encode_frame(self.records, self.clock) if self.index.count else b"")
+            return
         try:
             disk.write(fd, [frame], self._end)
             disk.fdatasync(fd)
         finally:
             disk.close(fd)
         self._end += len(frame)
+
+    def _create(self, frame: bytes) -> None:
+        make_folder(self._directory, self._folder)
+        header = encode_header(self.header)
+        durable.replace(self._directory.disk, self.path, header + frame)
+        self._exists = True
+        self._end = len(header) + len(frame)
+
+    @property
+    def records(self) -> Records:
+        """Put all claims together."""
+        return np.concatenate([np.empty(0, RECORD), *(run.records for run in self.index.runs)])
 
     def settle(self) -> None:
         """Make everything durable, and cut off what is no frame, before the file gets its last name. Raises OSError."""

@@ -37,7 +37,7 @@ from arcpipe import durable, logs
 from arcpipe.counters import Uploader
 from arcpipe.errors import ArcpipeError, DamagedFile, UnknownVersion
 from arcpipe.upload import key_files
-from arcpipe.upload.key_claims import BatchClaims, ClaimTry
+from arcpipe.upload.key_claims import BatchClaims, ClaimTry, make_folder
 from arcpipe.upload.key_files import CLAIMS, KEYS, RECORD, Header, KeyFile, Records
 from arcpipe.upload.key_index import Run
 from arcpipe.wal.directory import WALDirectory
@@ -248,8 +248,11 @@ class KeyWindow:
             self._remove(claims.path)
             return
         path = claims.kept_as = claims.kept_as or self._free_path()
-        if disk.size(claims.path) is not None:  # otherwise an earlier call renamed it
+        if disk.size(claims.path) is not None:
             disk.rename(claims.path, path)
+        elif disk.size(path) is None:  # no earlier call renamed it: somebody moved it away
+            make_folder(self._directory, self._folder)
+            durable.replace(disk, path, _content(claims.header, claims.records, claims.clock))
         disk.sync_directory(self._folder)
         file = _File(path, self._next, Run.together(claims.index.runs), claims.clock)
         with self._lock:
@@ -286,7 +289,7 @@ class KeyWindow:
         if old.is_needed:
             old.settle()
             header = key_files.new_header(new_id, old.header.horizon)
-            content = _content(header, _all(old), old.clock)
+            content = _content(header, old.records, old.clock)
             durable.replace(self._directory.disk, os.path.join(self._folder, f"{new_id}{CLAIMS}"), content)
             found = key_files.decode(content, may_be_torn=True)
             with self._lock:
@@ -398,10 +401,6 @@ class KeyWindow:
 def _was_merged(file: _File, before: _File) -> bool:
     """Tell whether a crash left a file whose keys were merged into the one before."""
     return file.last <= before.last and bool((before.run.find(file.run.records) >= 0).all())
-
-
-def _all(claims: BatchClaims) -> Records:
-    return np.concatenate([np.empty(0, RECORD), *(run.records for run in claims.index.runs)])
 
 
 def _content(header: Header, records: Records, clock: int) -> bytes:

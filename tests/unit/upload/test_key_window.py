@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -360,6 +361,20 @@ def test_claims_of_a_damaged_batch_wait_for_the_operator(node: Node) -> None:
 
 
 # Damage
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_folder_that_somebody_moved_away_stops_no_batch(goes_on: bool, node: Node) -> None:
+    """What the uploader knows, it writes anew: for the batch under way, and for those after it."""
+    node.ship("first", entries("a"))
+    node.attempt("second", entries("bc"))
+    shutil.rmtree(node.folder)
+    if goes_on:
+        assert node.attempt("second", entries("bcad")) == [True, True, False, True]
+    node.finish("second")
+    assert node.ship("third", entries("abcde")) == [False, False, False, not goes_on, True]
+    node.restart()
+    assert node.ship("fourth", entries("bcex")) == [False, False, False, True]
 
 
 def test_a_damaged_file_is_kept_and_its_intact_part_used(node: Node) -> None:
