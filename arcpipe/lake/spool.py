@@ -28,15 +28,6 @@ class SpoolMemory:
         self._left = total_bytes
         self._lock = Lock()
 
-    def make_file(self) -> BinaryIO:
-        """Make a file without a name. Somebody may have removed the directory, which holds nothing that has one."""
-        try:
-            return tempfile.TemporaryFile(dir=self.directory)
-        except FileNotFoundError:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(self.directory, 0o750)  # and none above it: the disk may not be mounted
-            return tempfile.TemporaryFile(dir=self.directory)
-
     def take(self, size: int) -> bool:
         with self._lock:
             if size > self._left:
@@ -77,7 +68,7 @@ class Spool:
         return size
 
     def _move_to_file(self) -> None:
-        self._file = self._memory.make_file()
+        self._file = tempfile.TemporaryFile(dir=self._memory.directory)  # noqa: SIM115 (closed by close)
         pieces, self._pieces = self._pieces, []
         self._memory.give_back(self.size)
         self._file.writelines(pieces)

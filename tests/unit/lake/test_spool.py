@@ -39,16 +39,3 @@ def test_a_spool_that_could_not_be_written_closes_all_the_same(size: int, tmp_pa
         spool.close()
     spool.close()
     assert memory.take(8_000)
-
-
-def test_a_directory_that_somebody_removed_is_made_again(tmp_path: Path) -> None:
-    """The uploads would wait for it otherwise, until a restart makes it."""
-    memory = SpoolMemory(tmp_path / "wal" / "spool", total_bytes=10)
-    spool = Spool(memory)
-    with pytest.raises(FileNotFoundError):
-        spool.write(bytes(100))
-    (tmp_path / "wal").mkdir()
-    spool.write(bytes(100))
-    spool.flush()
-    assert spool.read_at(0, 200) == bytes(100)
-    spool.close()
