@@ -21,9 +21,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from threading import Lock
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,10 @@ from arcpipe.upload.key_record import HASH_BYTES, unpack_facts
 from arcpipe.wal.directory import WALDirectory
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+CLAIM_PAUSES: Final = (0.1, 0.5, 2.0)
+"""Seconds between tries to read the claims of a batch, which goes on without them after the last one."""
 
 # Failures on a full disk after which the upload goes on: the first ones make the uploader give free segments back.
 _FULL_TRIES: Final = 2
@@ -241,3 +246,18 @@ def make_folder(directory: WALDirectory, folder: str) -> None:
     if directory.disk.size(folder) is None:
         directory.disk.make_directory(folder)
         directory.disk.sync_directory(directory.path)
+
+
+def patiently(load: Callable[[], T], pauses: Iterable[float], path: str) -> T:
+    """Load a file, and once more after each of these seconds if the disk fails. For a thread.
+
+    Raises:
+        OSError: of the last try.
+    """
+    for seconds in pauses:
+        try:
+            return load()
+        except OSError as error:
+            log.warning("%s cannot be read: %s; trying again in %.1f s", path, error, seconds)
+            time.sleep(seconds)
+    return load()

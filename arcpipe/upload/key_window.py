@@ -27,7 +27,7 @@ import functools
 import logging
 import math
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from threading import Lock
 from typing import Final, NamedTuple
 
@@ -37,7 +37,7 @@ from arcpipe import durable, logs
 from arcpipe.counters import Uploader
 from arcpipe.errors import ArcpipeError, DamagedFile, UnknownVersion
 from arcpipe.upload import key_files
-from arcpipe.upload.key_claims import BatchClaims, ClaimTry, make_folder
+from arcpipe.upload.key_claims import CLAIM_PAUSES, BatchClaims, ClaimTry, make_folder, patiently
 from arcpipe.upload.key_files import CLAIMS, KEYS, RECORD, Header, KeyFile, Records
 from arcpipe.upload.key_index import Run
 from arcpipe.wal.directory import WALDirectory
@@ -83,12 +83,14 @@ class KeyWindow:
         window_seconds: float = 86_400.0,
         max_keys: int = 10_000_000,
         waiting_keys: int = WAITING_KEYS,
+        pauses: Sequence[float] = CLAIM_PAUSES,
     ) -> None:
         """Begin without keys.
 
         Args:
             block: the uploader's counters.
             waiting_keys: the most that are kept besides `max_keys`, for batches that wait.
+            pauses: seconds before each further try to read claims.
         """
         self._directory = directory
         self._folder = os.path.join(directory.path, "idempotency")
@@ -96,6 +98,7 @@ class KeyWindow:
         self._window = math.ceil(window_seconds)
         self._max_keys = max_keys
         self._waiting_keys = waiting_keys
+        self._pauses = pauses
         self._files: list[_File] = []  # oldest first
         self._claims: dict[str, BatchClaims] = {}  # by batch id
         self._unreadable: set[str] = set()  # names
@@ -114,7 +117,7 @@ class KeyWindow:
         """
         self._files, self._claims, self._unreadable, self._next = [], {}, set(), 0
         try:
-            names = self._names()
+            names = patiently(self._names, self._pauses, self._folder)
         except OSError as error:
             log.error("idempotency keys are not known: %s; retries are written twice until they can be read", error)
             self._unreadable.add("")
@@ -171,7 +174,7 @@ class KeyWindow:
             return key_files.decode(content, may_be_torn)
 
         try:
-            found = durable.load(disk, path, decode)
+            found = patiently(lambda: durable.load(disk, path, decode), self._pauses if may_be_torn else (), path)
         except DamagedFile as error:
             log.error("%s; moved to %s: retries of its keys are written twice", error, self._quarantine(name))
             self._try(f"moving {path} away", lambda: durable.move(disk, path, self._quarantine(name)))

@@ -72,7 +72,7 @@ class Node:
         self.restart()
 
     def restart(self, kept: tuple[str, ...] = ()) -> None:
-        self.window = KeyWindow(self.directory, self.block, *self._limits)
+        self.window = KeyWindow(self.directory, self.block, *self._limits, pauses=(0.0, 0.0))
         self.window.load(self.batches, kept)
 
     def attempt(self, batch: str, entries: list[Entry], chunk: int = 3, persist: bool = True) -> list[bool]:
@@ -466,6 +466,27 @@ def test_an_unreadable_file_stays_and_is_used_later(tmp_path: Path) -> None:
     assert node.ship("4", entries("abcd")) == [False] * 4
     node.restart()
     assert node.ship("5", entries("abcd")) == [False] * 4
+
+
+@pytest.mark.parametrize(("times", "known"), [(2, True), (99, False)])
+def test_claims_that_cannot_be_read_for_a_moment_are_no_others(times: int, known: bool, tmp_path: Path) -> None:
+    """Their batch may be uploaded, and then nobody else knows its keys. But it does not wait for ever."""
+    left = 0
+
+    class Failing(Disk):
+        def open_for_reading(self, path: str) -> int:
+            nonlocal left
+            if path.endswith(".claims") and left:
+                left -= 1
+                raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+            return super().open_for_reading(path)
+
+    node = Node(tmp_path / "wal", Failing())
+    node.attempt("first", entries("ab"))
+    left = times
+    node.restart()
+    node.finish("first")
+    assert node.ship("second", entries("abc")) == [not known, not known, True]
 
 
 def test_keys_that_came_while_a_file_was_unreadable_are_no_part_of_it(tmp_path: Path) -> None:
