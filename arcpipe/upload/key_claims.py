@@ -39,8 +39,8 @@ from arcpipe.wal.directory import WALDirectory
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-CLAIM_PAUSES: Final = (0.1, 0.5, 2.0)
-"""Seconds between tries to read the claims of a batch, which goes on without them after the last one."""
+START_PAUSES: Final = (0.1, 0.5, 2.0)
+"""Seconds between tries to read a file of keys at the start. After the last one, batches go on without it."""
 
 # Failures on a full disk after which the upload goes on: the first ones make the uploader give free segments back.
 _FULL_TRIES: Final = 2

@@ -37,7 +37,7 @@ from arcpipe import durable, logs
 from arcpipe.counters import Uploader
 from arcpipe.errors import ArcpipeError, DamagedFile, UnknownVersion
 from arcpipe.upload import key_files
-from arcpipe.upload.key_claims import CLAIM_PAUSES, BatchClaims, ClaimTry, make_folder, patiently
+from arcpipe.upload.key_claims import START_PAUSES, BatchClaims, ClaimTry, make_folder, patiently
 from arcpipe.upload.key_files import CLAIMS, KEYS, RECORD, Header, KeyFile, Records
 from arcpipe.upload.key_index import Run
 from arcpipe.wal.directory import WALDirectory
@@ -83,14 +83,14 @@ class KeyWindow:
         window_seconds: float = 86_400.0,
         max_keys: int = 10_000_000,
         waiting_keys: int = WAITING_KEYS,
-        pauses: Sequence[float] = CLAIM_PAUSES,
+        pauses: Sequence[float] = START_PAUSES,
     ) -> None:
         """Begin without keys.
 
         Args:
             block: the uploader's counters.
             waiting_keys: the most that are kept besides `max_keys`, for batches that wait.
-            pauses: seconds before each further try to read claims.
+            pauses: seconds before each further try to read a file at the start.
         """
         self._directory = directory
         self._folder = os.path.join(directory.path, "idempotency")
@@ -133,7 +133,7 @@ class KeyWindow:
         self._show()
 
     def _load_file(self, name: str) -> None:
-        found = self._read(name, may_be_torn=False)
+        found = self._read(name, may_be_torn=False, pauses=self._pauses)
         if found is None:
             return
         path = os.path.join(self._folder, name)
@@ -154,7 +154,7 @@ class KeyWindow:
                 log.warning("%s is of a batch that is not there any more: its keys are forgotten", path)
                 self._try(f"removing {path}", lambda: self._remove(path))
             return
-        found = self._read(name, may_be_torn=True)
+        found = self._read(name, may_be_torn=True, pauses=self._pauses)
         if found is None:
             return
         self._claims[batch_id] = BatchClaims(self._directory, self._folder, found.header, self._clock, found)
@@ -162,8 +162,8 @@ class KeyWindow:
         if heir:
             self._try(f"handing {path} over", lambda: self.hand_over(batch_id, heir))
 
-    def _read(self, name: str, may_be_torn: bool) -> KeyFile | None:
-        """Read a file; None if it cannot be used."""
+    def _read(self, name: str, may_be_torn: bool, pauses: Sequence[float] = ()) -> KeyFile | None:
+        """Read a file, perhaps after some pauses; None if it cannot be used."""
         path = os.path.join(self._folder, name)
         disk = self._directory.disk
         data = b""
@@ -174,7 +174,7 @@ class KeyWindow:
             return key_files.decode(content, may_be_torn)
 
         try:
-            found = patiently(lambda: durable.load(disk, path, decode), self._pauses if may_be_torn else (), path)
+            found = patiently(lambda: durable.load(disk, path, decode), pauses, path)
         except DamagedFile as error:
             log.error("%s; moved to %s: retries of its keys are written twice", error, self._quarantine(name))
             self._try(f"moving {path} away", lambda: durable.move(disk, path, self._quarantine(name)))

@@ -469,23 +469,29 @@ def test_an_unreadable_file_stays_and_is_used_later(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("times", "known"), [(2, True), (99, False)])
-def test_claims_that_cannot_be_read_for_a_moment_are_no_others(times: int, known: bool, tmp_path: Path) -> None:
-    """Their batch may be uploaded, and then nobody else knows its keys. But it does not wait for ever."""
+@pytest.mark.parametrize("is_over", [True, False])
+def test_keys_that_cannot_be_read_for_a_moment_are_not_forgotten(
+    times: int, known: bool, is_over: bool, tmp_path: Path
+) -> None:
+    """Neither those of a batch under way nor others. But no batch waits for ever."""
     left = 0
 
     class Failing(Disk):
         def open_for_reading(self, path: str) -> int:
             nonlocal left
-            if path.endswith(".claims") and left:
+            if path.endswith((".claims", ".keys")) and left:
                 left -= 1
                 raise OSError(errno.EIO, os.strerror(errno.EIO), path)
             return super().open_for_reading(path)
 
     node = Node(tmp_path / "wal", Failing())
     node.attempt("first", entries("ab"))
+    if is_over:
+        node.finish("first")
     left = times
     node.restart()
-    node.finish("first")
+    if not is_over:
+        node.finish("first")
     assert node.ship("second", entries("abc")) == [not known, not known, True]
 
 
