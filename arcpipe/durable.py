@@ -11,8 +11,9 @@ module knows nothing of the files' content. All system calls go through `Disk`, 
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import msgspec
@@ -51,8 +52,9 @@ def replace(
     try:
         if prepare is not None:
             prepare(fd)
-        disk.write(fd, [data], 0)
-        disk.fsync(fd)
+        with _named(temporary):
+            disk.write(fd, [data], 0)
+            disk.fsync(fd)
     finally:
         disk.close(fd)
     disk.rename(temporary, path)
@@ -69,10 +71,11 @@ def write_over(disk: Disk, spare: str, path: str, data: bytes) -> None:
     size = disk.size(spare) or 0
     fd = disk.open(spare)
     try:
-        disk.write(fd, [data], 0)
-        if len(data) < size:
-            disk.truncate(fd, len(data))
-        disk.fsync(fd)
+        with _named(spare):
+            disk.write(fd, [data], 0)
+            if len(data) < size:
+                disk.truncate(fd, len(data))
+            disk.fsync(fd)
     finally:
         disk.close(fd)
     move(disk, spare, path)
@@ -109,13 +112,25 @@ def load(disk: Disk, path: str, decode: Callable[[bytes], T]) -> T | None:
     except FileNotFoundError:
         return None
     try:
-        data = _content(disk, fd)
+        with _named(path):
+            data = _content(disk, fd)
     finally:
         disk.close(fd)
     try:
         return decode(data)
     except (ValueError, msgspec.MsgspecError, RecursionError) as error:
         raise DamagedFile(f"{path} is damaged: {error}") from error
+
+
+@contextlib.contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Have an error say which file it is of: the operating system names none where the file is open."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = path
+        raise
 
 
 def _content(disk: Disk, fd: int) -> bytes:

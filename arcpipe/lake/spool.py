@@ -5,6 +5,7 @@ This module must not know Parquet or object stores.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from threading import Lock
@@ -97,11 +98,12 @@ class Spool:
         return self if self._file is not None else MemoryBlob(self._pieces[0])
 
     def close(self) -> None:
-        """Release the bytes. Closing twice is fine."""
+        """Release the bytes. Closing twice is fine, and it never fails."""
         if not self.closed:
             self.closed = True
-            if self._file is not None:
-                self._file.close()
-            else:
-                self._memory.give_back(self.size)
             self._pieces = []
+            if self._file is None:
+                self._memory.give_back(self.size)
+                return
+            with contextlib.suppress(OSError):  # on a full disk it tries once more to write what nobody wants
+                self._file.close()

@@ -10,6 +10,7 @@ This module knows which requests make an operation. Its own retries are off, bec
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from datetime import timedelta
@@ -40,6 +41,8 @@ _PAGE_OBJECTS: Final = 1000
 _MULTIPART_THRESHOLD_BYTES: Final = 64 * MB
 _PART_BYTES: Final = 16 * MB
 _PARALLEL_PARTS: Final = 4
+# Objects above `_PART_BYTES` that are put at the same time: each has up to 80 MB in memory, as this client takes bytes.
+_LARGE_AT_ONCE: Final = 2
 _CONNECT_SECONDS: Final = 10
 _REQUEST_SECONDS: Final = 300  # of 64 MB: less is a line of 2 Mbit/s
 
@@ -55,6 +58,7 @@ class CloudStore:
         """
         self._location = location
         self._prefix = f"{location.prefix}/" if location.prefix else ""
+        self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
         kind: Any = GCSStore if location.scheme == "gs" else AzureStore
         options = {
             "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
@@ -205,6 +209,10 @@ class CloudStore:
 
     async def _put(self, key: str, blob: Blob, mode: Literal["create", "overwrite"]) -> None:
         require_key(key)
+        async with self._large if blob.size > _PART_BYTES else contextlib.nullcontext():
+            await self._put_now(key, blob, mode)
+
+    async def _put_now(self, key: str, blob: Blob, mode: Literal["create", "overwrite"]) -> None:
         name, size = self._prefix + key, blob.size
         if size <= _MULTIPART_THRESHOLD_BYTES or mode == "create":  # an upload in parts has no condition
             content = await asyncio.to_thread(read_exactly, blob, 0, size)

@@ -259,14 +259,17 @@ class S3Client:
     def require_taken(self, name: str, answer: dict[str, Any], content: dict[str, Any] | None = None) -> None:
         """Raise unless the answer proves that the server stored the content.
 
-        A proof is an ETag, and the right CRC32 if the server sends one.
+        A proof is an ETag, and the right CRC32 if the server sends one. A web page that comes for content is none: web
+        servers and caches give their pages an ETag, too.
 
         Raises:
-            S3Error: the answer has no ETag, or another CRC32.
+            S3Error: the answer has no ETag, or another CRC32, or is a web page.
         """
         if not answer.get("ETag"):
             raise self.failure("write", name, s3_errors.NOT_S3)
         if content is not None:
+            if "ChecksumCRC32" not in answer and _is_web_page(answer):
+                raise self.failure("write", name, s3_errors.NOT_S3)
             sent = content.get("ChecksumCRC32")
             stored = answer.get("ChecksumCRC32")
             if sent and stored and sent != stored:
@@ -279,6 +282,12 @@ class S3Client:
     ) -> s3_errors.S3Error:
         """Make an error that has no exception as its cause."""
         return s3_errors.failure(action, self._shared.place(name), reason, kind, is_passing=is_passing)
+
+
+def _is_web_page(answer: dict[str, Any]) -> bool:
+    """Tell whether an answer has a text for a browser. That of S3 to a put is empty, whatever its type."""
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return str(headers.get("content-type", "")).startswith("text/html") and headers.get("content-length") != "0"
 
 
 @functools.cache

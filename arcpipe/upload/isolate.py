@@ -11,6 +11,7 @@ import logging
 from typing import Final
 
 from arcpipe.counters import Uploader
+from arcpipe.errors import NotAWAL
 from arcpipe.lake.parquet_file import Rows
 from arcpipe.lake.spool import Spool
 from arcpipe.upload import segments
@@ -128,7 +129,7 @@ def _add(context: Context, part: Part, tables: BatchTables) -> None:
     try:
         scan = segments.open_scan(context.directory, part.segment)
         iterator = iter(scan)
-    except FileNotFoundError:  # moved to quarantine
+    except (FileNotFoundError, NotAWAL):  # moved to quarantine, or it will be by the next try
         return
     except OSError as error:
         raise segments.UnreadableSegment(part.segment, error) from error

@@ -283,11 +283,13 @@ class Journal:
                 self._frames += 1
                 return
         kept = [record for record in records if not isinstance(record, KeyRecord)]
-        if len(kept) < len(records) and self.is_complete:
+        lacks_keys = len(kept) < len(records)
+        if lacks_keys and self.is_complete:
             kept.append(Unlisted())
-            self.is_complete = False
         if kept:
             self._write(kept)
+        if lacks_keys:  # not before it is durable: a redo would take the keys that it knows for all
+            self.is_complete = False
 
     def _content(self) -> bytes:
         fd = self._disk.open_for_reading(self.path)

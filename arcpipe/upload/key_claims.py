@@ -21,9 +21,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from threading import Lock
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,10 @@ from arcpipe.upload.key_record import HASH_BYTES, unpack_facts
 from arcpipe.wal.directory import WALDirectory
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+START_PAUSES: Final = (0.1, 0.5, 2.0)
+"""Seconds between tries to read a file of keys at the start. After the last one, batches go on without it."""
 
 # Failures on a full disk after which the upload goes on: the first ones make the uploader give free segments back.
 _FULL_TRIES: Final = 2
@@ -115,19 +120,31 @@ class BatchClaims:
     def _write(self, frame: bytes) -> None:
         disk = self._directory.disk
         if not self._exists:
-            make_folder(self._directory, self._folder)
-            header = encode_header(self.header)
-            durable.replace(disk, self.path, header + frame)
-            self._exists = True
-            self._end = len(header) + len(frame)
+            self._create(frame)
             return
-        fd = disk.open(self.path)
+        try:
+            fd = disk.open(self.path)
+        except FileNotFoundError:  # somebody moved it away
+            self._create(encode_frame(self.records, self.clock) if self.index.count else b"")
+            return
         try:
             disk.write(fd, [frame], self._end)
             disk.fdatasync(fd)
         finally:
             disk.close(fd)
         self._end += len(frame)
+
+    def _create(self, frame: bytes) -> None:
+        make_folder(self._directory, self._folder)
+        header = encode_header(self.header)
+        durable.replace(self._directory.disk, self.path, header + frame)
+        self._exists = True
+        self._end = len(header) + len(frame)
+
+    @property
+    def records(self) -> Records:
+        """Put all claims together."""
+        return np.concatenate([np.empty(0, RECORD), *(run.records for run in self.index.runs)])
 
     def settle(self) -> None:
         """Make everything durable, and cut off what is no frame, before the file gets its last name. Raises OSError."""
@@ -229,3 +246,18 @@ def make_folder(directory: WALDirectory, folder: str) -> None:
     if directory.disk.size(folder) is None:
         directory.disk.make_directory(folder)
         directory.disk.sync_directory(directory.path)
+
+
+def patiently(load: Callable[[], T], pauses: Iterable[float], path: str) -> T:
+    """Load a file, and once more after each of these seconds if the disk fails. For a thread.
+
+    Raises:
+        OSError: of the last try.
+    """
+    for seconds in pauses:
+        try:
+            return load()
+        except OSError as error:
+            log.warning("%s cannot be read: %s; trying again in %.1f s", path, error, seconds)
+            time.sleep(seconds)
+    return load()

@@ -27,7 +27,7 @@ import functools
 import logging
 import math
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from threading import Lock
 from typing import Final, NamedTuple
 
@@ -37,7 +37,7 @@ from arcpipe import durable, logs
 from arcpipe.counters import Uploader
 from arcpipe.errors import ArcpipeError, DamagedFile, UnknownVersion
 from arcpipe.upload import key_files
-from arcpipe.upload.key_claims import BatchClaims, ClaimTry
+from arcpipe.upload.key_claims import START_PAUSES, BatchClaims, ClaimTry, make_folder, patiently
 from arcpipe.upload.key_files import CLAIMS, KEYS, RECORD, Header, KeyFile, Records
 from arcpipe.upload.key_index import Run
 from arcpipe.wal.directory import WALDirectory
@@ -83,12 +83,14 @@ class KeyWindow:
         window_seconds: float = 86_400.0,
         max_keys: int = 10_000_000,
         waiting_keys: int = WAITING_KEYS,
+        pauses: Sequence[float] = START_PAUSES,
     ) -> None:
         """Begin without keys.
 
         Args:
             block: the uploader's counters.
             waiting_keys: the most that are kept besides `max_keys`, for batches that wait.
+            pauses: seconds before each further try to read a file at the start.
         """
         self._directory = directory
         self._folder = os.path.join(directory.path, "idempotency")
@@ -96,6 +98,7 @@ class KeyWindow:
         self._window = math.ceil(window_seconds)
         self._max_keys = max_keys
         self._waiting_keys = waiting_keys
+        self._pauses = pauses
         self._files: list[_File] = []  # oldest first
         self._claims: dict[str, BatchClaims] = {}  # by batch id
         self._unreadable: set[str] = set()  # names
@@ -114,7 +117,7 @@ class KeyWindow:
         """
         self._files, self._claims, self._unreadable, self._next = [], {}, set(), 0
         try:
-            names = self._names()
+            names = patiently(self._names, self._pauses, self._folder)
         except OSError as error:
             log.error("idempotency keys are not known: %s; retries are written twice until they can be read", error)
             self._unreadable.add("")
@@ -130,7 +133,7 @@ class KeyWindow:
         self._show()
 
     def _load_file(self, name: str) -> None:
-        found = self._read(name, may_be_torn=False)
+        found = self._read(name, may_be_torn=False, pauses=self._pauses)
         if found is None:
             return
         path = os.path.join(self._folder, name)
@@ -151,7 +154,7 @@ class KeyWindow:
                 log.warning("%s is of a batch that is not there any more: its keys are forgotten", path)
                 self._try(f"removing {path}", lambda: self._remove(path))
             return
-        found = self._read(name, may_be_torn=True)
+        found = self._read(name, may_be_torn=True, pauses=self._pauses)
         if found is None:
             return
         self._claims[batch_id] = BatchClaims(self._directory, self._folder, found.header, self._clock, found)
@@ -159,8 +162,8 @@ class KeyWindow:
         if heir:
             self._try(f"handing {path} over", lambda: self.hand_over(batch_id, heir))
 
-    def _read(self, name: str, may_be_torn: bool) -> KeyFile | None:
-        """Read a file; None if it cannot be used."""
+    def _read(self, name: str, may_be_torn: bool, pauses: Sequence[float] = ()) -> KeyFile | None:
+        """Read a file, perhaps after some pauses; None if it cannot be used."""
         path = os.path.join(self._folder, name)
         disk = self._directory.disk
         data = b""
@@ -171,7 +174,7 @@ class KeyWindow:
             return key_files.decode(content, may_be_torn)
 
         try:
-            found = durable.load(disk, path, decode)
+            found = patiently(lambda: durable.load(disk, path, decode), pauses, path)
         except DamagedFile as error:
             log.error("%s; moved to %s: retries of its keys are written twice", error, self._quarantine(name))
             self._try(f"moving {path} away", lambda: durable.move(disk, path, self._quarantine(name)))
@@ -248,8 +251,11 @@ class KeyWindow:
             self._remove(claims.path)
             return
         path = claims.kept_as = claims.kept_as or self._free_path()
-        if disk.size(claims.path) is not None:  # otherwise an earlier call renamed it
+        if disk.size(claims.path) is not None:
             disk.rename(claims.path, path)
+        elif disk.size(path) is None:  # no earlier call renamed it: somebody moved it away
+            make_folder(self._directory, self._folder)
+            durable.replace(disk, path, _content(claims.header, claims.records, claims.clock))
         disk.sync_directory(self._folder)
         file = _File(path, self._next, Run.together(claims.index.runs), claims.clock)
         with self._lock:
@@ -286,7 +292,7 @@ class KeyWindow:
         if old.is_needed:
             old.settle()
             header = key_files.new_header(new_id, old.header.horizon)
-            content = _content(header, _all(old), old.clock)
+            content = _content(header, old.records, old.clock)
             durable.replace(self._directory.disk, os.path.join(self._folder, f"{new_id}{CLAIMS}"), content)
             found = key_files.decode(content, may_be_torn=True)
             with self._lock:
@@ -398,10 +404,6 @@ class KeyWindow:
 def _was_merged(file: _File, before: _File) -> bool:
     """Tell whether a crash left a file whose keys were merged into the one before."""
     return file.last <= before.last and bool((before.run.find(file.run.records) >= 0).all())
-
-
-def _all(claims: BatchClaims) -> Records:
-    return np.concatenate([np.empty(0, RECORD), *(run.records for run in claims.index.runs)])
 
 
 def _content(header: Header, records: Records, clock: int) -> bytes:

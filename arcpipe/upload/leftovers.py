@@ -17,6 +17,9 @@ from arcpipe.upload.context import Context
 log = logging.getLogger(__name__)
 
 _MULTIPART_BYTES: Final = 5 * MB  # S3's smallest part: a smaller object never was an upload in parts
+# Kinds of failures that may last for ever: without tables, the right to list is needed for nothing else.
+_LASTING: Final = ("credentials", "other")
+_LIST_TRIES: Final = 5  # of a list that fails so
 
 
 class StoreLeftovers:
@@ -71,12 +74,22 @@ class StoreLeftovers:
 
     async def _remove_in(self, folder: str, keys: Iterable[str]) -> None:
         """Remove what a list of the folder shows, of a batch whose journal does not have all keys."""
-        async with self._slots:
+        context = self._context
+        tries = 0
+
+        async def look() -> list[str]:
+            nonlocal tries
+            tries += 1
             try:
-                listed = await self._context.store.list_keys(folder)
+                return await context.store.list_keys(folder)
             except StorageError as error:
+                if error.kind not in _LASTING or tries < _LIST_TRIES:
+                    raise
                 log.warning("objects that an earlier try left in %s, if there are any, stay: %s", folder, error)
-                return
+                return []
+
+        async with self._slots:
+            listed = await context.retry.persist(f"listing {folder}", look)
         own = re.compile(rf"_{re.escape(self._batch.batch_id)}(?:\.\d+)?_")  # with the number of a part, if isolated
         for key in listed:
             if own.search(key) and key not in keys:

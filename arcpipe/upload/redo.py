@@ -29,6 +29,7 @@ from arcpipe.upload.batches import Batches
 from arcpipe.upload.context import Context
 from arcpipe.upload.handover import files_of
 from arcpipe.upload.journal import Converted, Uploaded
+from arcpipe.upload.leftovers import StoreLeftovers
 from arcpipe.upload.threads import in_thread
 from arcpipe.wal import findings
 from arcpipe.wal.findings import LOST_SEGMENTS, Finding
@@ -79,6 +80,7 @@ async def prepare(context: Context, batches: Batches, batch: Batch) -> None:
             ", ".join(lost),
             batch.batch_id,
         )
+        await StoreLeftovers(context, batch, context.slots).remove(_last_keys(batch, converted))
         kept = sorted({*converted.archive, *found.short})
         converted_again = msgspec.structs.replace(converted, archive=kept)
         batches.finish(batch, [converted_again, Uploaded()])

@@ -61,8 +61,9 @@ class Retry:
     def note(self, what: str, error: Exception, tries: int) -> float:
         """Count and log a failure. Returns the seconds to wait before the retry."""
         kind = kind_of(error)
-        if is_full(error):
-            self._make_space()  # the uploads, which free the disk, need the last bytes
+        if is_full(error) or (error.__cause__ is not None and is_full(error.__cause__)):
+            # The uploads, which free the disk, need the last bytes; a local store may be on the same one.
+            self._make_space()
         if isinstance(error, UnknownVersion):
             self._block[Uploader.STOPPED] = 1
         if kind == "credentials":

@@ -12,6 +12,7 @@ import pytest
 
 from arcpipe.codec.envelope import KIND_COLUMNAR
 from arcpipe.disk import Disk
+from arcpipe.storage.local import LocalStore
 from arcpipe.wal.format import envelope_prefix
 from arcpipe.wal.writer import Group, WALOptions, WALWriter
 from tests.crash.small_disks import MEGABYTE, SmallDisk, small_disk
@@ -74,6 +75,19 @@ def test_a_backlog_is_uploaded_although_the_disk_has_no_byte_left(kind: str, meg
         assert shutil.disk_usage(disk.path).free >= megabytes * MEGABYTE // 2
         run(wal, store)
         assert sorted(os.listdir(wal / "batches")) == ["spare-1", "spare-2"]
+
+
+def test_a_store_on_the_same_disk_gets_the_space_of_segments_that_are_free(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "tmpfs", 64) as disk:
+        wal = disk.path / "wal"
+        run(wal, MemoryStore())
+        fill_segments(wal, 8)
+        for number in range(2):
+            name = f"{number:020}-worker-1-20260101_000000-{number:06}.wal"
+            (wal / "free" / name).write_bytes(bytes(8 * MEGABYTE))
+        disk.fill()
+        run(wal, LocalStore(disk.path / "lake"))
+        assert sealed(wal) == batch_files(wal) == []
 
 
 def test_a_disk_that_others_keep_full_is_no_end_either(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from tests.support.clouds import Cloud
 from tests.support.http import free_port
 from tests.support.program import COMMAND, environment
 from tests.support.server import Server
-from tests.support.waiting import wait_until
+from tests.support.waiting import START_SECONDS, wait_until
 
 MB = 1 << 20
 TABLES = {"tables_format": "delta", "tables_commit_interval_seconds": 0.2}
@@ -126,6 +126,40 @@ def test_of_two_large_new_objects_one_succeeds(monkeypatch: pytest.MonkeyPatch) 
         assert sorted(done) == [False, True]
 
     asyncio.run(work())
+
+
+def test_few_large_objects_are_in_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client takes their bytes: eight of 60 MB would be as many as the uploader may have for all."""
+    monkeypatch.setenv("GOOGLE_BEARER_TOKEN", "any")
+    location = Storage(url="gs://bucket").location
+    assert isinstance(location, CloudLocation)
+    store = CloudStore(location)
+    under_way = dict.fromkeys(("large", "small"), 0)
+    most = dict(under_way)
+    all_small = asyncio.Event()
+
+    async def put(_: Any, name: str, *content: Any, **options: Any) -> None:
+        kind = name.partition("-")[0]
+        under_way[kind] += 1
+        most[kind] = max(most[kind], under_way[kind])
+        if most["small"] == 8:
+            all_small.set()
+        await all_small.wait()  # meanwhile the others get as far as they may
+        under_way[kind] -= 1
+
+    monkeypatch.setattr("obstore.put_async", put)
+
+    async def work() -> None:
+        large, small = MemoryBlob(bytes(17 * MB)), MemoryBlob(b"1")
+        puts = [
+            store.put(f"{kind}-{number}", blob)
+            for kind, blob in (("large", large), ("small", small))
+            for number in range(8)
+        ]
+        await asyncio.gather(*puts)
+
+    asyncio.run(asyncio.wait_for(work(), START_SECONDS))
+    assert most["large"] <= 2
 
 
 def test_what_is_not_there_is_told_apart(cloud: Cloud) -> None:

@@ -459,6 +459,10 @@ class TestFaults:
             pytest.param(
                 lambda request: request.reply(200, ETag='"x"', x_amz_checksum_crc32="AAAAAA=="), id="other checksum"
             ),
+            pytest.param(
+                lambda request: request.reply(200, "<html>sign in</html>", ETag='"x"', Content_Type="text/html"),
+                id="a web page with an ETag",
+            ),
         ],
     )
     def test_an_answer_that_is_no_receipt_is_not_taken_for_one(self, faults: FaultServer, answer: Answer) -> None:

@@ -211,6 +211,9 @@ FAULTS: dict[str, Answer] = {
     "another checksum": lambda request: request.reply(200, ETag='"x"', x_amz_checksum_crc32="AAAAAA=="),
     "an error under a 200": refuses(200, "InternalError"),
     "a web page": lambda request: request.reply(200, "<html>a web server</html>"),
+    "a web page with an ETag": lambda request: request.reply(
+        200, "<html>sign in</html>", ETag='"x"', Content_Type="text/html; charset=utf-8"
+    ),
 }
 
 
@@ -235,7 +238,7 @@ class TestFaults:
     @pytest.mark.parametrize("fault", FAULTS)
     def test_leave_the_next_put_to_the_sdk(self, faults: FaultServer, fault: str) -> None:
         """One request, because the caller retries and counts; but the SDK has to judge what came with a 200."""
-        requests = 2 if fault in ("an error under a 200", "a web page") else 1
+        requests = 2 if fault in ("an error under a 200", "a web page", "a web page with an ETag") else 1
         faults.answers = [taken, *[FAULTS[fault]] * requests, taken]
         store = store_at(faults)
 

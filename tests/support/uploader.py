@@ -20,7 +20,7 @@ from arcpipe.config.settings import Settings
 from arcpipe.counters import Counters, Uploader
 from arcpipe.disk import Disk
 from arcpipe.errors import NotAWAL
-from arcpipe.storage import Blob, Listed
+from arcpipe.storage import Blob, Listed, ObjectStore
 from arcpipe.upload.uploader import BatchUploader
 from arcpipe.wal.directory import SEALED, NodeIdentity, WALDirectory
 from arcpipe.wal.format import envelope_prefix
@@ -142,7 +142,7 @@ def settings_of(wal: Path, **more: object) -> Settings:
 
 
 def run(
-    wal: Path, store: MemoryStore, *, disk: Disk | None = None, boot: int = 1, batches: int = 99, **settings: object
+    wal: Path, store: ObjectStore, *, disk: Disk | None = None, boot: int = 1, batches: int = 99, **settings: object
 ) -> Outcome:
     """Upload until nothing is left that can be. Raises Stuck."""
     directory = WALDirectory(wal, disk)

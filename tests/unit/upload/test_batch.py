@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from arcpipe import native
 from arcpipe.counters import Counters, Uploader
 from arcpipe.disk import Disk
+from arcpipe.errors import StorageError
 from arcpipe.lake.spool import Spool, SpoolMemory
 from arcpipe.storage import Blob
 from arcpipe.storage.base import read_exactly
@@ -43,6 +44,7 @@ from arcpipe.upload.retry import Backoff, Retry
 from arcpipe.upload.shipment import Shipment
 from arcpipe.wal.checksum import with_checksum
 from arcpipe.wal.directory import SEALED, NodeIdentity, WALDirectory
+from arcpipe.wal.stretch import Stretch
 from tests.support import uploader as harness
 from tests.support.directories import batch_files
 from tests.support.kernel import kernel_of_checkout
@@ -488,19 +490,45 @@ def test_a_redo_before_all_keys_are_known_overwrites_nothing_either(wal: Path) -
     assert batch_files(wal) == []
 
 
+def with_all_objects(states: list[State], tmp_path: Path) -> tuple[Path, MemoryStore, Journal]:
+    """A crash just before the batch was marked as uploaded, with all of its objects, and without a segment."""
+    for state in states:
+        for path in (state.wal / "batches").glob("*.journal"):
+            journal = Journal.load(Disk(), str(path))
+            if journal is not None and journal.converted is not None and not journal.uploaded:
+                shutil.copytree(state.wal, tmp_path / "wal")
+                wal = tmp_path / "wal"
+                lose(wal, 1)
+                journal.path = str(wal / "batches" / path.name)
+                return wal, MemoryStore(states[-1].objects), journal
+    raise AssertionError("no crash leaves such a batch")
+
+
 def test_a_batch_with_all_objects_needs_no_segment(states: list[State], tmp_path: Path) -> None:
     """A batch whose objects are all there is uploaded even without its segment."""
-    most = max(len(state.objects) for state in states)
-    state = next(state for state in states if len(state.objects) == most)
-    assert not [*state.wal.glob("batches/*.uploaded.json")]
-    shutil.copytree(state.wal, tmp_path / "wal")
-    wal, store = tmp_path / "wal", MemoryStore(state.objects)
-    lose(wal, 1)
+    wal, store, _ = with_all_objects(states, tmp_path)
+    before = dict(store.objects)
     outcome = run(wal, store, boot=2)
-    assert store.objects == state.objects
+    assert store.objects == before
     assert_once(store)
     assert batch_files(wal) == []
     assert stopped(outcome.block) == (0, 0, 0, 0)
+
+
+def test_a_batch_with_all_objects_removes_those_of_earlier_tries(states: list[State], tmp_path: Path) -> None:
+    """The crash came before they were removed: their rows must not stay there twice."""
+    wal, store, journal = with_all_objects(states, tmp_path)
+    before = dict(store.objects)
+    key = min(journal.keys)
+    stray = f"{key.removesuffix('_0.parquet')}_1.parquet"
+    store.objects[stray] = store.objects[key]
+    journal.append([msgspec.structs.replace(journal.keys[key], key=stray)])
+    journal.append([Converted(strays=[stray])])
+    journal.close()
+    run(wal, store, boot=2)
+    assert store.objects == before
+    assert_once(store)
+    assert batch_files(wal) == []
 
 
 def test_a_segment_that_lost_entries_since_overwrites_nothing(wal: Path) -> None:
@@ -518,8 +546,6 @@ def test_a_segment_that_lost_entries_since_overwrites_nothing(wal: Path) -> None
 
 
 def test_a_store_that_cannot_say_what_it_has_leaves_the_batch_waiting(wal: Path) -> None:
-    from arcpipe.errors import StorageError
-
     store = MemoryStore()
     crash_at_put(wal, store, 3)
     before = dict(store.objects)
@@ -702,6 +728,42 @@ def test_a_refusal_that_care_does_not_find_takes_the_batch_apart(wal: Path, monk
     assert_once(store)
     assert len([key for key in store.objects if key.startswith("_dead_letter/db/")]) == 1
     assert sealed(wal) == []
+
+
+@pytest.fixture
+def no_fives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug that one entry meets, as soon as it is read."""
+    add, add_stretch = BatchTables.add, BatchTables.add_stretch
+
+    def refuse(payload: Any) -> None:
+        if 5 in msgspec.msgpack.decode(payload)[3]["columns"]["id"]:
+            raise RuntimeError("no fives")
+
+    def add_or_fail(self: BatchTables, timestamp_us: int, payload: Any, origin: int) -> None:
+        refuse(payload)
+        add(self, timestamp_us, payload, origin)
+
+    def add_stretch_or_fail(self: BatchTables, stretch: Stretch, origins: Any) -> None:
+        for start, end in zip(stretch.starts, stretch.ends, strict=True):
+            refuse(stretch.data[start:end])
+        add_stretch(self, stretch, origins)
+
+    monkeypatch.setattr(BatchTables, "add", add_or_fail)
+    monkeypatch.setattr(BatchTables, "add_stretch", add_stretch_or_fail)
+
+
+@pytest.mark.usefixtures("no_fives")
+def test_a_batch_is_taken_apart_although_a_file_of_it_is_no_segment(wal: Path) -> None:
+    """The bug ends each try before that file is read, and so before it is moved to quarantine."""
+    name = "worker-9-20990101_000000-000001.wal.sealed"
+    (wal / name).write_bytes(b"no segment at all")
+    store = MemoryStore()
+    run(wal, store)
+    assert_once(store)
+    (letter,) = [key for key in store.objects if key.startswith("_dead_letter/db/")]
+    assert msgspec.msgpack.decode(store.objects[letter])[3]["columns"]["id"] == [4, 5, 6, 7]
+    assert sealed(wal) == batch_files(wal) == []
+    assert os.listdir(wal / "quarantine") == [name]
 
 
 def test_a_bug_that_is_not_of_the_conversion_changes_nothing(wal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -941,6 +1003,38 @@ def test_objects_of_unknown_keys_that_a_redo_does_not_make_are_removed(part: str
     assert store.objects.keys() == {made, other}
 
 
+@pytest.mark.parametrize(
+    ("kind", "times", "stays"),
+    [("timeout", 9, False), ("credentials", 3, False), ("other", 3, False), ("credentials", 99, True)],
+)
+def test_a_list_that_fails_for_a_moment_leaves_no_object_behind(
+    kind: str, times: int, stays: bool, tmp_path: Path
+) -> None:
+    """The rows of what stays are there twice. A store that never gives the list must not stop the uploads."""
+    directory = WALDirectory(tmp_path / "wal")
+    directory.make()
+    fill(tmp_path / "wal", 1, IDS)
+    batch = Batches(directory, NodeIdentity(harness.NODE, 1), Counters(1).uploader, "x", "arc").plan()
+    assert batch is not None
+    batch.is_left_over, batch.journal.is_complete = True, False
+    made, stray = (f"d/m/2026/11/30/14/m_x_{batch.batch_id}_{number}" for number in range(2))
+
+    class Failing(MemoryStore):
+        async def list_keys(self, prefix: str) -> list[str]:
+            keys = await super().list_keys(prefix)
+            if len(self.listed) <= times:
+                raise StorageError("cannot list it", kind)
+            return keys
+
+    async def no_sleep(_: float) -> None:
+        pass
+
+    store = Failing(dict.fromkeys((made, stray), b""))
+    context: Any = SimpleNamespace(store=store, retry=Retry(Counters(1).uploader, sleep=no_sleep))
+    asyncio.run(StoreLeftovers(context, batch, asyncio.Semaphore(4)).remove([made]))
+    assert (stray in store.objects) == stays
+
+
 def test_a_journal_that_a_spare_file_cannot_hold_goes_on_without_keys(tmp_path: Path) -> None:
     directory = WALDirectory(tmp_path / "wal")
     directory.make()
@@ -962,3 +1056,16 @@ def test_a_journal_that_a_spare_file_cannot_hold_goes_on_without_keys(tmp_path: 
     assert again.has_keys
     assert len(again.keys) < 4000
     assert [file.filename for file in directory.segments(SEALED)]
+
+
+def test_that_keys_are_not_listed_is_durable_before_they_are_put(journal: Journal) -> None:
+    """Also where the disk has no room even for that, at first: an append that raised is called again."""
+    journal.append([KEYS[0]])
+    journal._disk = FullDisk()
+    for _ in range(3):
+        with pytest.raises(OSError, match="No space"):
+            journal.append([KEYS[1]])
+    journal._disk = Disk()
+    journal.append([KEYS[1]])
+    again = reload(journal)
+    assert set(again.keys) == {"k0", "k1"} or not again.is_complete

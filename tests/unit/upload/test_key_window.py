@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -71,7 +72,7 @@ class Node:
         self.restart()
 
     def restart(self, kept: tuple[str, ...] = ()) -> None:
-        self.window = KeyWindow(self.directory, self.block, *self._limits)
+        self.window = KeyWindow(self.directory, self.block, *self._limits, pauses=(0.0, 0.0))
         self.window.load(self.batches, kept)
 
     def attempt(self, batch: str, entries: list[Entry], chunk: int = 3, persist: bool = True) -> list[bool]:
@@ -362,6 +363,20 @@ def test_claims_of_a_damaged_batch_wait_for_the_operator(node: Node) -> None:
 # Damage
 
 
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_folder_that_somebody_moved_away_stops_no_batch(goes_on: bool, node: Node) -> None:
+    """What the uploader knows, it writes anew: for the batch under way, and for those after it."""
+    node.ship("first", entries("a"))
+    node.attempt("second", entries("bc"))
+    shutil.rmtree(node.folder)
+    if goes_on:
+        assert node.attempt("second", entries("bcad")) == [True, True, False, True]
+    node.finish("second")
+    assert node.ship("third", entries("abcde")) == [False, False, False, not goes_on, True]
+    node.restart()
+    assert node.ship("fourth", entries("bcex")) == [False, False, False, True]
+
+
 def test_a_damaged_file_is_kept_and_its_intact_part_used(node: Node) -> None:
     node.attempt("1", entries("ab"))
     claims = node.window.begin("1")
@@ -451,6 +466,33 @@ def test_an_unreadable_file_stays_and_is_used_later(tmp_path: Path) -> None:
     assert node.ship("4", entries("abcd")) == [False] * 4
     node.restart()
     assert node.ship("5", entries("abcd")) == [False] * 4
+
+
+@pytest.mark.parametrize(("times", "known"), [(2, True), (99, False)])
+@pytest.mark.parametrize("is_over", [True, False])
+def test_keys_that_cannot_be_read_for_a_moment_are_not_forgotten(
+    times: int, known: bool, is_over: bool, tmp_path: Path
+) -> None:
+    """Neither those of a batch under way nor others. But no batch waits for ever."""
+    left = 0
+
+    class Failing(Disk):
+        def open_for_reading(self, path: str) -> int:
+            nonlocal left
+            if path.endswith((".claims", ".keys")) and left:
+                left -= 1
+                raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+            return super().open_for_reading(path)
+
+    node = Node(tmp_path / "wal", Failing())
+    node.attempt("first", entries("ab"))
+    if is_over:
+        node.finish("first")
+    left = times
+    node.restart()
+    if not is_over:
+        node.finish("first")
+    assert node.ship("second", entries("abc")) == [not known, not known, True]
 
 
 def test_keys_that_came_while_a_file_was_unreadable_are_no_part_of_it(tmp_path: Path) -> None:
