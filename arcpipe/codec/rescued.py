@@ -1,6 +1,6 @@
 """Values that fit no column: read from MessagePack, written as JSON, read back. This text is the reference of the JSON.
 
-A row's odd values stand in the string column `_rescued_data` as one JSON object, `{column name: value, ...}`; the
+A row's odd values stand in the string column `_rescued_data` as one JSON object, `{sender's name: value, ...}`; the
 column is null where a row has none. JSON holds nil, booleans, integers up to 64 bits, finite floats (1 is an integer,
 1.0 a float), text, arrays and maps as they are. Anything else is an object with one key that begins with `$`:
 

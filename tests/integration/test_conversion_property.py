@@ -412,9 +412,10 @@ def found_row(columns: dict[str, Any], senders: dict[str, str]) -> Row:
     at = columns.pop("time")
     rescued = columns.pop("_rescued_data", None)
     values: dict[str, Any] = {}
-    for name, value in [*columns.items(), *parse_rescued(rescued or "{}").items()]:
+    by_sender = [(senders.get(name, name), value) for name, value in columns.items()]
+    # What was rescued has the sender's name, which may be that of another column.
+    for sender, value in [*by_sender, *parse_rescued(rescued or "{}").items()]:
         if value is not None:
-            sender = senders.get(name, name) if name in columns else name
             assert sender not in values
             values[sender] = value
     return Row(at, values)
