@@ -34,7 +34,7 @@ from arcpipe.config.settings import FileLocation
 from arcpipe.disk import Disk, space
 from arcpipe.errors import ArcpipeError
 from arcpipe.lake.file_schema import HOUR_US
-from arcpipe.lake.folders import Folder, parse_folder
+from arcpipe.lake.folders import Folder, parse_folder, table_folder
 from arcpipe.lake.input_file import Odd
 from arcpipe.lake.keys import database_components, measurement_components
 from arcpipe.storage import LakeStore, Listed
@@ -153,27 +153,27 @@ class Compactor:
 
     async def _find_in(self, prefix: str, closed_us: int) -> AsyncIterator[Work]:
         path, files = "", list[Listed]()
-        is_hour = False
+        hour: Folder | None = None
         held: frozenset[str] | None = None  # read once an hour is found: a table of somebody else may be unreadable
         async for page in self._store.list_objects(prefix):
             for listed in page:
                 folder = listed.key.rpartition("/")[0]
                 if folder != path:
-                    if (work := self._work_in(path, files, closed_us)) is not None:
+                    if (work := self._work_in(hour, files, closed_us)) is not None:
                         yield work
-                    path, files, is_hour = folder, [], parse_folder(folder) is not None
-                if not is_hour:
+                    path, hour, files = folder, parse_folder(folder), []
+                if hour is None:
                     continue
                 if held is None and self.tables is not None:
                     held = await self.held(prefix)
                 if held is None or listed.key in held:
                     files.append(listed)
-        if (work := self._work_in(path, files, closed_us)) is not None:
+        if (work := self._work_in(hour, files, closed_us)) is not None:
             yield work
 
     async def held(self, path: str) -> frozenset[str] | None:
         """Return the keys that the table of a path has; None if there are no tables."""
-        return None if self.tables is None else await self.tables.held("/".join(path.split("/")[:2]))
+        return None if self.tables is None else await self.tables.held(table_folder(path))
 
     async def list_folder(self, folder: Folder, held: frozenset[str] | None = None) -> list[Listed]:
         """List the files in a folder; with tables only those that its table has.
@@ -186,8 +186,7 @@ class Compactor:
         own = [one for one in listed if one.key.rpartition("/")[0] == folder.path]
         return own if held is None else [one for one in own if one.key in held]
 
-    def _work_in(self, path: str, listed: list[Listed], closed_us: int) -> Work | None:
-        folder = parse_folder(path)
+    def _work_in(self, folder: Folder | None, listed: list[Listed], closed_us: int) -> Work | None:
         if folder is None or folder.hour_us + HOUR_US > closed_us:
             return None
         files = self._choose(folder, listed)
@@ -295,10 +294,7 @@ class Compactor:
             Busy: another process is compacting.
             ArcpipeError, OSError: this folder was not merged; the text says why.
         """
-        with self.plans.lock():
-            if self.plans.read() is not None:
-                await self._finish()
-            self._require_no_tables()
+        async with self.turn():
             for _ in range(_MOST_ODD):
                 files = self._choose(folder, await self.list_folder(folder))
                 if not files:

@@ -21,7 +21,7 @@ from arcpipe.compaction.rewrite import Rewrite, RewriteBounds, Rewritten
 from arcpipe.config.settings import Parquet
 from arcpipe.errors import ArcpipeError, MissingObject, StorageError
 from arcpipe.lake.checksums import Checksums
-from arcpipe.lake.folders import Folder
+from arcpipe.lake.folders import Folder, table_folder
 from arcpipe.lake.input_file import Odd
 from arcpipe.lake.keys import merged_file_name
 from arcpipe.lake.parquet_file import Rows
@@ -131,7 +131,7 @@ class Merge:
         if plan.state == "planned":
             await self._undo()
             return
-        if plan.in_table and self._tables is not None and not await self._tables.is_there(_table_folder(plan)):
+        if plan.in_table and self._tables is not None and not await self._tables.is_there(table_folder(plan.folder)):
             # An earlier process may have swapped the files: whoever registers the table again needs the outputs.
             raise Stuck(
                 f"a merge in {plan.folder} was interrupted, and there is no table any more, which may have had its "
@@ -239,7 +239,7 @@ class Merge:
             Stuck: it has some of them.
         """
         inputs = {one.key for one in plan.inputs}
-        held = inputs & await tables.held(_table_folder(plan))
+        held = inputs & await tables.held(table_folder(plan.folder))
         if held and held != inputs:
             raise Stuck(
                 f"a merge in {plan.folder} was begun without tables, and the table has {len(held)} of its "
@@ -253,7 +253,7 @@ class Merge:
 
         Readers of the table see one or the other, at any time.
         """
-        folder = _table_folder(plan)
+        folder = table_folder(plan.folder)
         outputs = [(one.key, one.size) for one in plan.outputs]
         if (await tables.held(folder)).isdisjoint(key for key, _ in outputs):  # else an earlier process did it
             if not await self._publish(plan):
@@ -342,10 +342,6 @@ class Merge:
 
     async def _sizes(self, prefix: str) -> dict[str, int]:
         return {one.key: one.size async for page in self._store.list_objects(prefix) for one in page}
-
-
-def _table_folder(plan: Plan) -> str:
-    return "/".join(plan.folder.split("/")[:2])
 
 
 async def _in_thread(work: Callable[[], T]) -> T:

@@ -22,6 +22,7 @@ from arcpipe.compaction.resources import bound_resources
 from arcpipe.compaction.retention_looks import RetentionLooks
 from arcpipe.counters import Compaction, Counters
 from arcpipe.errors import ArcpipeError, DamagedFile, UnknownVersion
+from arcpipe.lake.folders import table_folder
 from arcpipe.storage import LakeStore, open_store
 from arcpipe.tables import Refused, TableError, open_format
 from arcpipe.tables.swap import TableSwap
@@ -157,7 +158,7 @@ class CompactionProcess:
             files -= work.files
             if self._ending.is_set():
                 raise Stopped
-            table = "/".join(work.folder.path.split("/")[:2])
+            table = table_folder(work.folder.path)
             if table not in refused and not await self._merge(work):
                 refused.add(table)
         self._block[Compaction.WAITING_FOLDERS] = self._block[Compaction.WAITING_FILES] = 0

@@ -27,7 +27,7 @@ from arcpipe.compaction.files import LakeFile
 from arcpipe.compaction.retention_clock import DAY_US
 from arcpipe.errors import StorageError
 from arcpipe.lake.file_schema import HOUR_US
-from arcpipe.lake.folders import Folder, parse_folder
+from arcpipe.lake.folders import Folder, parse_folder, table_folder
 from arcpipe.lake.hours import hours_until, newest_hour
 from arcpipe.lake.keys import database_components
 from arcpipe.storage import LakeStore
@@ -153,7 +153,7 @@ class Retention:
             if self._compactor.tables is None:
                 await self._store.delete_all(keys)
             else:  # the table's upkeep deletes them, when no readable state needs them
-                await self._compactor.tables.remove("/".join(folder.path.split("/")[:2]), keys)
+                await self._compactor.tables.remove(table_folder(folder.path), keys)
         return expired
 
     async def _look(self, folder: Folder, held: frozenset[str] | None = None) -> Expired:

@@ -12,7 +12,7 @@ from arcpipe.compaction.merge import Stopped
 from arcpipe.compaction.retention import Expired, Retention
 from arcpipe.compaction.retention_clock import RetentionClock, Waiting
 from arcpipe.counters import Compaction
-from arcpipe.lake.folders import name_of
+from arcpipe.lake.folders import name_of, table_folder
 from arcpipe.storage import LakeStore
 from arcpipe.tables.base import TableError
 from arcpipe.tables.problems import Problems
@@ -87,7 +87,7 @@ class RetentionLooks:
         try:
             limits = await self._retention.limits(self._days)
             async for expired in self._retention.find(limits, tidies=True):
-                table = "/".join(expired.folder.path.split("/")[:2])
+                table = table_folder(expired.folder.path)
                 if not expired.files or table == refused:
                     continue
                 refused = table

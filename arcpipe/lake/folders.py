@@ -42,6 +42,11 @@ class FileName(NamedTuple):
     number: int
 
 
+def table_folder(path: str) -> str:
+    """Return the folder of the table that a key, or a folder in it, belongs to: `{database}/{measurement}`."""
+    return "/".join(path.split("/")[:2])
+
+
 def name_of(component: str) -> str:
     """Return the name that a component of a key stands for; one that was cut stays as it is."""
     name = decode_component(component)
