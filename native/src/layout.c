@@ -86,10 +86,7 @@ static const uint8_t *name_end(const uint8_t *at, const uint8_t *end, Literal *n
     *name = (Literal){at + 1, *at & 31};
     if (!name->size || (size_t)(end - at) <= name->size)
         return NULL;
-    bool is_printable = true;
-    for (size_t sign = 0; sign < name->size; sign++)
-        is_printable &= name->text[sign] >= ' ' && name->text[sign] <= '~';
-    return is_printable ? name->text + name->size : NULL;
+    return is_printable(name->text, name->size) ? name->text + name->size : NULL;
 }
 
 size_t find_named(const uint8_t *data, size_t size, size_t start, Named *columns, size_t number, size_t *rows)

@@ -7,6 +7,8 @@
 #include "texts.h"
 #include "values.h"
 
+#define MOST_NAME_BYTES 255
+
 /* A row as it was read, key by key. */
 typedef struct {
     Literal measurement, after;
@@ -25,20 +27,12 @@ typedef struct {
     const uint8_t *begun; /* the end of the value before */
 } Cursor;
 
-/* Pass a text of 255 bytes at most, with the shortest header that it may have; false for all else. */
+/* Pass a text of MOST_NAME_BYTES at most, with the shortest header that it may have; false for all else. */
 static bool pass_text(Cursor *cursor, Literal *text)
 {
-    size_t left = (size_t)(cursor->end - cursor->at), header, size;
-    if (left && *cursor->at >> 5 == SHORT_TEXT) {
-        header = 1;
-        size = *cursor->at & 31;
-    } else if (left >= 2 && *cursor->at == STRING8) {
-        header = 2;
-        size = cursor->at[1];
-    } else {
-        return false;
-    }
-    if (left < header + size || (header == 2 && size < LONGEST_SHORT))
+    size_t left = (size_t)(cursor->end - cursor->at), size = 0;
+    size_t header = left ? text_header(cursor->at, left, &size) : 0;
+    if (!header || size > MOST_NAME_BYTES)
         return false;
     *text = (Literal){cursor->at + header, size};
     cursor->at += header + size;
@@ -48,12 +42,7 @@ static bool pass_text(Cursor *cursor, Literal *text)
 /* Pass a name that is printable ASCII. */
 static bool pass_name(Cursor *cursor, Literal *name)
 {
-    if (!pass_text(cursor, name) || !name->size)
-        return false;
-    bool is_printable = true;
-    for (size_t at = 0; at < name->size; at++)
-        is_printable &= name->text[at] >= ' ' && name->text[at] <= '~';
-    return is_printable;
+    return pass_text(cursor, name) && name->size && is_printable(name->text, name->size);
 }
 
 /* Pass the shortest header that a map may have. */

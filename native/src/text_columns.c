@@ -1,26 +1,6 @@
 #include "column_parts.h"
 #include "texts.h"
 
-/* Read the header of a text with the shortest header that it may have; return its bytes, 0 for all else. */
-static inline size_t read_header(const uint8_t *at, size_t left, size_t *size)
-{
-    uint8_t marker = *at;
-    size_t header;
-    if (marker >= 0xA0 && marker < NIL) {
-        *size = marker & 31;
-        header = 1;
-    } else if (marker == STRING8 && left >= 2) {
-        *size = at[1];
-        header = *size < 32 ? 0 : 2;
-    } else if (marker == STRING8 + 1 && left >= 3) {
-        *size = big_endian(at + 1, 2);
-        header = *size < 0x100 ? 0 : 3;
-    } else {
-        return 0; /* longer ones are rare */
-    }
-    return left - header < *size ? 0 : header;
-}
-
 /* A dictionary while it is made. */
 typedef struct {
     const Bounds *bounds;
@@ -35,7 +15,7 @@ static size_t add_word(Making *making, const uint8_t *at, size_t left, int32_t *
 {
     Dictionary *words = making->words;
     const Bounds *bounds = making->bounds;
-    size_t size, header = read_header(at, left, &size), before = words->count;
+    size_t size, header = text_header(at, left, &size), before = words->count;
     uint32_t word = header ? dictionary_number(words, at + header, (uint32_t)size, left - header) : NO_WORD;
     if (word == NO_WORD) {
         *kind = LEFT;
@@ -144,7 +124,7 @@ Kind find_texts(const Column *column, int32_t *offsets, Nils *nils)
                     return LEFT;
                 at++;
             } else {
-                size_t size, header = read_header(at, (size_t)(end - at), &size);
+                size_t size, header = text_header(at, (size_t)(end - at), &size);
                 if (!header)
                     return LEFT;
                 at += header + size;
@@ -170,7 +150,7 @@ Kind copy_texts(const Column *column, const int32_t *offsets, uint8_t *to)
                 continue;
             }
             size_t size = 0;
-            at += read_header(at, (size_t)(end - at), &size);
+            at += text_header(at, (size_t)(end - at), &size);
             uint8_t *copy = to + offsets[row];
             if (size <= 16 && end - at >= 16 && offsets[column->count] - offsets[row] >= 16) {
                 memcpy(copy, at, 16); /* what is too much is written over by the next text */

@@ -70,4 +70,34 @@ static inline size_t value_size(const uint8_t *at, size_t left)
     return size > left ? 0 : size;
 }
 
+/* Read the header of a text of less than 2^16 bytes with the shortest header that it may have; return its bytes, 0 for all
+ * else. */
+static inline size_t text_header(const uint8_t *at, size_t left, size_t *size)
+{
+    uint8_t marker = *at;
+    size_t header;
+    if (marker >= 0xA0 && marker < NIL) {
+        *size = marker & 31;
+        header = 1;
+    } else if (marker == STRING8 && left >= 2) {
+        *size = at[1];
+        header = *size < 32 ? 0 : 2;
+    } else if (marker == STRING8 + 1 && left >= 3) {
+        *size = big_endian(at + 1, 2);
+        header = *size < 0x100 ? 0 : 3;
+    } else {
+        return 0; /* longer ones are rare */
+    }
+    return left - header < *size ? 0 : header;
+}
+
+/* Tell whether a text is printable ASCII. */
+static inline bool is_printable(const uint8_t *text, size_t size)
+{
+    bool is_so = true;
+    for (size_t at = 0; at < size; at++)
+        is_so &= text[at] >= ' ' && text[at] <= '~';
+    return is_so;
+}
+
 #endif
