@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from arcpipe import durable
 from arcpipe.errors import is_full
-from arcpipe.upload.key_files import CLAIMS, RECORD, Header, KeyFile, Records, encode_frame, encode_header
+from arcpipe.upload.key_files import CLAIMS, RECORD, Header, KeyFile, Records, encode, encode_frame, encode_header
 from arcpipe.upload.key_index import KeyIndex, Run, find_in, is_found
 from arcpipe.upload.key_record import HASH_BYTES, unpack_facts
 from arcpipe.wal.directory import WALDirectory
@@ -120,12 +120,12 @@ class BatchClaims:
     def _write(self, frame: bytes) -> None:
         disk = self._directory.disk
         if not self._exists:
-            self._create(frame)
+            self._create(encode_header(self.header) + frame)
             return
         try:
             fd = disk.open(self.path)
         except FileNotFoundError:  # somebody moved it away
-            self._create(encode_frame(self.records, self.clock) if self.index.count else b"")
+            self._create(encode(self.header, self.records, self.clock))
             return
         try:
             disk.write(fd, [frame], self._end)
@@ -134,12 +134,11 @@ class BatchClaims:
             disk.close(fd)
         self._end += len(frame)
 
-    def _create(self, frame: bytes) -> None:
+    def _create(self, content: bytes) -> None:
         make_folder(self._directory, self._folder)
-        header = encode_header(self.header)
-        durable.replace(self._directory.disk, self.path, header + frame)
+        durable.replace(self._directory.disk, self.path, content)
         self._exists = True
-        self._end = len(header) + len(frame)
+        self._end = len(content)
 
     @property
     def records(self) -> Records:

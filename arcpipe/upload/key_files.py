@@ -80,6 +80,11 @@ def encode_frame(records: Records, clock: int) -> bytes:
     return front + struct.pack("<I", crc32(front)) + content
 
 
+def encode(header: Header, records: Records, clock: int) -> bytes:
+    """Encode a whole file."""
+    return encode_header(header) + (encode_frame(records, clock) if len(records) else b"")
+
+
 def new_header(batch: str, horizon: int) -> Header:
     """Make a header of this version."""
     return Header(_VERSION, batch, horizon)

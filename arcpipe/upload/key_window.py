@@ -38,7 +38,7 @@ from arcpipe.counters import Uploader
 from arcpipe.errors import ArcpipeError, DamagedFile, UnknownVersion
 from arcpipe.upload import key_files
 from arcpipe.upload.key_claims import START_PAUSES, BatchClaims, ClaimTry, make_folder, patiently
-from arcpipe.upload.key_files import CLAIMS, KEYS, RECORD, Header, KeyFile, Records
+from arcpipe.upload.key_files import CLAIMS, KEYS, RECORD, KeyFile
 from arcpipe.upload.key_index import Run
 from arcpipe.wal.directory import WALDirectory
 
@@ -195,7 +195,7 @@ class KeyWindow:
             self._try(f"keeping {path}", lambda: durable.replace(disk, self._quarantine(name), data))
             if may_be_torn:
                 return found._replace(end=0)  # its batch writes it anew
-            content = _content(found.header, found.records, found.clock)
+            content = key_files.encode(found.header, found.records, found.clock)
             self._try(f"repairing {path}", lambda: durable.replace(disk, path, content))
         return found
 
@@ -255,7 +255,7 @@ class KeyWindow:
             disk.rename(claims.path, path)
         elif disk.size(path) is None:  # no earlier call renamed it: somebody moved it away
             make_folder(self._directory, self._folder)
-            durable.replace(disk, path, _content(claims.header, claims.records, claims.clock))
+            durable.replace(disk, path, key_files.encode(claims.header, claims.records, claims.clock))
         disk.sync_directory(self._folder)
         file = _File(path, self._next, Run.together(claims.index.runs), claims.clock)
         with self._lock:
@@ -292,7 +292,7 @@ class KeyWindow:
         if old.is_needed:
             old.settle()
             header = key_files.new_header(new_id, old.header.horizon)
-            content = _content(header, old.records, old.clock)
+            content = key_files.encode(header, old.records, old.clock)
             durable.replace(self._directory.disk, os.path.join(self._folder, f"{new_id}{CLAIMS}"), content)
             found = key_files.decode(content, may_be_torn=True)
             with self._lock:
@@ -362,7 +362,7 @@ class KeyWindow:
             ):
                 return
             run = Run.of(np.concatenate((older.run.records, younger.run.records)))
-            durable.replace(disk, older.path, _content(key_files.new_header("", 0), run.records, younger.clock))
+            durable.replace(disk, older.path, key_files.encode(key_files.new_header("", 0), run.records, younger.clock))
             with self._lock:
                 self._files = [*self._files[:-2], _File(older.path, older.first, run, younger.clock)]
             self._remove(younger.path)
@@ -404,8 +404,3 @@ class KeyWindow:
 def _was_merged(file: _File, before: _File) -> bool:
     """Tell whether a crash left a file whose keys were merged into the one before."""
     return file.last <= before.last and bool((before.run.find(file.run.records) >= 0).all())
-
-
-def _content(header: Header, records: Records, clock: int) -> bytes:
-    frame = key_files.encode_frame(records, clock) if len(records) else b""
-    return key_files.encode_header(header) + frame
