@@ -29,7 +29,7 @@ def token_option(scope: str) -> Any:
 
 
 def token_of(file: Path | None) -> str:
-    """Return the token in a file, or else that of the environment; empty if there is none.
+    """Return the token of the file, or without a file that of the environment, which may be empty.
 
     Raises:
         ArcpipeError: the file cannot be read, or has no token.

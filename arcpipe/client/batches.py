@@ -29,7 +29,7 @@ class Batch(Protocol):
         """Hold no file open until it is sent: thousands may wait, and the process has few descriptors."""
 
     def seal(self) -> Message | None:
-        """Fix the content for ever, and return it; None if there is none to send, which was told.
+        """Fix the content for ever, and return it. None: nothing can be sent, and the log says why.
 
         Raises:
             SpoolBusy: it has to be tried again.

@@ -1,8 +1,7 @@
 """Which files of a folder are inputs of a merge whose output is there: what a lost table cannot tell any more. Pure.
 
-The name of a merge has a hash of its inputs. So a guess at them is proven, or it is none. Guessed are the files that
-the merge would choose if it chose now, of those that are not younger than its last input: the smallest ones, or with
-`dedup` all of them.
+The name of a merge has a hash of its inputs. So a guess at them can be proven. The guess is what the merge would choose
+now, of the files that are not younger than its last input: the smallest ones, or all of them with `dedup`.
 """
 
 from __future__ import annotations
