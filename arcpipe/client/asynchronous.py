@@ -12,7 +12,7 @@ from arcpipe.client import encoding
 from arcpipe.client.blocking import full
 from arcpipe.client.core import Core, Stats
 from arcpipe.client.encoding import Part, Record, Stream
-from arcpipe.client.errors import ClientError, Closed, Refusal
+from arcpipe.client.errors import Call, ClientError, Closed, Refusal
 from arcpipe.client.options import Options
 
 
@@ -107,8 +107,7 @@ class AsyncClient:
     async def _put(self, stream: Stream, parts: Iterable[Part]) -> None:
         options = self._core.options
         buffer = self._core.buffer
-        accepted = 0
-        try:
+        with Call() as call:
             for part in parts:
                 if options.spool is not None and options.spool_sync == "always":
                     taken = await asyncio.to_thread(buffer.try_put, stream, part)  # it waits for the disk
@@ -118,10 +117,7 @@ class AsyncClient:
                     taken = await self._wait(partial(buffer.try_put, stream, part), options.block_seconds)
                 if not taken:
                     raise full(self._core)
-                accepted += part.records
-        except ClientError as error:
-            error.note_accepted(accepted)
-            raise
+                call.accepted += part.records
 
     async def _wait(self, condition: Callable[[], bool], seconds: float | None) -> bool:
         """Wait until a condition holds that a batch's end can change; False if the time is over before.

@@ -9,7 +9,7 @@ from typing import Any
 from arcpipe.client import encoding
 from arcpipe.client.core import Core, Stats
 from arcpipe.client.encoding import Part, Record, Stream
-from arcpipe.client.errors import ClientError, Closed, Full, Refusal
+from arcpipe.client.errors import Call, Closed, Full, Refusal
 from arcpipe.client.options import Options
 
 
@@ -122,8 +122,7 @@ class Client:
 
     def _put(self, stream: Stream, parts: Iterable[Part]) -> None:
         options = self._core.options
-        accepted = 0
-        try:
+        with Call() as call:
             for part in parts:
                 if options.when_full == "raise" or self._core.is_in_sender:
                     taken = self._core.buffer.try_put(stream, part)
@@ -131,10 +130,7 @@ class Client:
                     taken = self._core.buffer.put(stream, part, options.block_seconds)
                 if not taken:
                     raise full(self._core)
-                accepted += part.records
-        except ClientError as error:
-            error.note_accepted(accepted)
-            raise
+                call.accepted += part.records
 
 
 def full(core: Core) -> Full:

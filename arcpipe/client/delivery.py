@@ -127,10 +127,13 @@ class Delivery:
         Raises:
             Stopped: `stop` was called.
         """
+        if self._stopped.wait(self._pause_seconds(failures, None)):
+            raise Stopped
+
+    def _pause_seconds(self, failures: int, retry_after: float | None) -> float:
         options = self._options
         first, longest = options.first_pause_seconds, options.longest_pause_seconds
-        if self._stopped.wait(retry.pause_seconds(failures, None, first, longest, random.random())):
-            raise Stopped
+        return retry.pause_seconds(failures, retry_after, first, longest, random.random())
 
     def _headers(self, message: Message) -> dict[str, str]:
         headers = {
@@ -147,14 +150,7 @@ class Delivery:
 
     def _pause(self, message: Message, node: Node, failure: Failure, failures: int, most: float | None) -> None:
         """Wait before the next try: `most` seconds, after which the batch is tried once more and given up."""
-        options = self._options
-        seconds = retry.pause_seconds(
-            failures,
-            failure.retry_after_seconds,
-            options.first_pause_seconds,
-            options.longest_pause_seconds,
-            random.random(),
-        )
+        seconds = self._pause_seconds(failures, failure.retry_after_seconds)
         if most is not None:
             seconds = min(seconds, most)
         if failures % _LINES_BETWEEN == 1:

@@ -12,13 +12,27 @@ class ClientError(ArcpipeError):
     """Base of what the client raises."""
 
     accepted: int = 0
-    """Of what a call was given, so many records, the first ones, were accepted before; the others were not."""
+    """How many records of the call were accepted, from the first one on. The others were not."""
 
     def note_accepted(self, records: int) -> None:
         """Have it tell that the first records of the call were accepted: given again, they would be there twice."""
         if records:
             self.accepted = records
             self.add_note(f"The first {records} records of this call were accepted: give only the others again.")
+
+
+class Call:
+    """A call with many records, as a context: an error of the client that ends it tells how many were accepted."""
+
+    def __init__(self) -> None:
+        self.accepted = 0  # records
+
+    def __enter__(self) -> Call:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, ClientError):
+            error.note_accepted(self.accepted)
 
 
 class BadRecord(ClientError):

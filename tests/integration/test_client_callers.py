@@ -28,12 +28,12 @@ from arcpipe.client import (
 )
 from arcpipe.client import spool as client_spool
 from arcpipe.disk import Disk
+from tests.integration.test_client import QUICK
 from tests.support.faulty_proxy import Faults, FaultyProxy
 from tests.support.http import free_port
 from tests.support.key_model import ModelServer
 from tests.support.waiting import WAIT_SECONDS
 
-QUICK: dict[str, Any] = {"first_pause_seconds": 0.005, "longest_pause_seconds": 0.02, "batch_age_seconds": 0.02}
 GIVEN_UP: dict[str, Any] = {"give_up_seconds": 0, **QUICK}
 
 
