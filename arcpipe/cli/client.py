@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import re
-import socket
 import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -234,13 +233,11 @@ def _listener_to_ask(settings: Settings) -> Listener:
 
 
 def _reason(error: Exception, is_tls: bool) -> str:
-    if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
-        return "it does not speak TLS there: is http:// meant?"
+    from arcpipe.client.connections import reason_of  # it takes a while, and few calls fail
+
     if isinstance(error, http.client.RemoteDisconnected) and not is_tls:
         return "it ended the connection without an answer: is https:// meant?"
-    if isinstance(error, socket.gaierror | ssl.SSLError):
-        return str(error)
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return reason_of(error)
 
 
 def _error_in(body: bytes) -> str:

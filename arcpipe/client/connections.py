@@ -224,6 +224,11 @@ def _reason(error: Exception) -> str:
         return "no answer in time"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {error.verify_message}"
+    return reason_of(error)
+
+
+def reason_of(error: Exception) -> str:
+    """Say why a server could not be reached, in words for people."""
     if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
         return "it does not speak TLS there: is http:// meant?"
     if isinstance(error, socket.gaierror | ssl.SSLError):
