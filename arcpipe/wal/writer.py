@@ -207,7 +207,7 @@ class WALWriter:
         if segment is None or segment.state is not _OPEN or (background is not None and background.error is not None):
             segment = self._usable_segment()
         while segment.entries and segment.offset + size + END_ENTRY_BYTES > self.options.max_size_bytes:
-            segment = self._rotate(segment)
+            segment = self._rotate(segment, is_over=True)
         return segment
 
     def _usable_segment(self) -> Segment:
@@ -237,7 +237,7 @@ class WALWriter:
         try:
             segment = self._usable_segment()
             if is_due(segment, now, self.options, self._is_waiting, self.collect_us()):
-                self._rotate(segment)
+                self._rotate(segment, is_over=now - segment.started_at >= self.options.max_age_seconds)
         except OSError as error:
             self._note_error(error)
 
@@ -268,13 +268,25 @@ class WALWriter:
 
     # From one segment to the next
 
-    def _rotate(self, left: Segment) -> Segment:
-        """Leave the current segment for the next one; the old one is sealed in the background."""
+    def _rotate(self, left: Segment, is_over: bool) -> Segment:
+        """Leave the current segment for the next one; the old one is sealed in the background.
+
+        Args:
+            is_over: leave it even if no other can be made: what is not sealed is never uploaded, and frees no space.
+
+        Raises:
+            OSError: no other can be made.
+        """
         if self._background is not None:
             self._background.sync_now()
             if self._has_failed(left):
                 return self._go_on(left)
-        following = self._take()
+        try:
+            following = self._take()
+        except OSError:
+            if is_over:
+                self._leave(left)
+            raise
         self._leave(left)
         return self._enter(following)
 

@@ -712,6 +712,45 @@ def test_a_segment_that_failed_is_sealed_though_no_other_can_be_made(directory: 
     assert contents(directory) == [[1], [4]]
 
 
+def test_a_full_segment_is_sealed_though_no_other_can_be_made(directory: WALDirectory, disk: FaultyDisk) -> None:
+    """It takes nothing more, and only what is sealed can be uploaded. Without inodes, that gives one back."""
+    writer = WALWriter(directory, 1, WALOptions(max_size_bytes=3000))
+    commit(writer, 1, size=2000)
+    wait_ready(writer)
+    with disk.failing("create", error=errno.ENOSPC):
+        writer._pipeline.take().discard()
+        with pytest.raises(CommitFailed, match="No space"):
+            commit(writer, 2, size=2000)
+        wait_sealed(writer)
+        assert contents(directory) == [[1]]
+        writer.tick()
+        with pytest.raises(CommitFailed, match="No space"):
+            commit(writer, 3, size=2000)
+    commit(writer, 4, size=2000)
+    writer.close()
+    assert contents(directory) == [[1], [4]]
+
+
+def test_a_segment_of_the_highest_age_is_sealed_though_no_other_can_be_made(
+    directory: WALDirectory, disk: FaultyDisk, clock: Clock
+) -> None:
+    writer = WALWriter(directory, 1, WALOptions(flush_max_age_seconds=5, max_age_seconds=60))
+    commit(writer, 1)
+    wait_ready(writer)
+    with disk.failing("create"):
+        writer._pipeline.take().discard()
+        clock.pass_seconds(50)
+        writer.tick()
+        commit(writer, 2)  # it takes more until then
+        clock.pass_seconds(11)
+        writer.tick()
+        wait_sealed(writer)
+        assert contents(directory) == [[1, 2]]
+    commit(writer, 3)
+    writer.close()
+    assert contents(directory) == [[1, 2], [3]]
+
+
 def test_a_full_disk_gives_the_pool_for_the_end_entry(directory: WALDirectory, disk: FaultyDisk) -> None:
     writer = WALWriter(directory, 1)
     commit(writer, 1)
