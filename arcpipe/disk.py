@@ -10,10 +10,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Final, TypeVar
 
 from arcpipe import descriptors
+
+T = TypeVar("T")
 
 IOV_MAX: Final = min(os.sysconf("SC_IOV_MAX"), 1024)
 
@@ -60,7 +63,11 @@ class Disk:
 
     def names(self, path: str) -> list[str]:
         """Return the names in a directory, in no order."""
-        return os.listdir(path)
+        return _opened(lambda: os.listdir(path))
+
+    def scan(self, path: str) -> AbstractContextManager[Iterator[os.DirEntry[str]]]:
+        """Open a directory to go over its entries, which come in no order."""
+        return _opened(lambda: os.scandir(path))
 
     def size(self, path: str) -> int | None:
         """Return the size of a file in bytes; None if there is no such file."""
@@ -146,14 +153,18 @@ class Disk:
 
 
 def _open(path: str, flags: int, mode: int = 0o777) -> int:
-    """Open a file, from the reserve of descriptors if there is no other left."""
+    return _opened(lambda: os.open(path, flags | os.O_CLOEXEC, mode))
+
+
+def _opened(open_it: Callable[[], T]) -> T:
+    """Open something, from the reserve of descriptors if there is no other left."""
     try:
-        return os.open(path, flags | os.O_CLOEXEC, mode)
+        return open_it()
     except OSError as error:
         if error.errno != errno.EMFILE:
             raise
     with descriptors.reserve():
-        return os.open(path, flags | os.O_CLOEXEC, mode)
+        return open_it()
 
 
 def _rest_after(buffers: Sequence[Buffer], written: int) -> list[Buffer]:

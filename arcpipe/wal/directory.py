@@ -305,7 +305,7 @@ class WALDirectory:
         """List the segment files in a state, or in one of several, oldest first; only those of `slot` if given."""
         states = (state,) if isinstance(state, str) else state
         found = []
-        with os.scandir(self.path) as entries:
+        with self.disk.scan(self.path) as entries:
             for entry in entries:
                 parsed = parse_filename(entry.name)
                 if parsed is None or parsed[1] not in states or (slot is not None and parsed[0].slot != slot):
@@ -327,7 +327,7 @@ class WALDirectory:
             OSError: the directory cannot be listed.
         """
         begin = f"worker-{slot}-"
-        with os.scandir(self.path) as entries:
+        with self.disk.scan(self.path) as entries:
             return any(entry.name.startswith(begin) and entry.name.endswith(state) for entry in entries)
 
     def highest_seq(self, slot: int) -> int:
@@ -335,8 +335,8 @@ class WALDirectory:
 
         Manifests count, because a name must not be used again while a manifest may still ask for its removal.
         """
-        names = os.listdir(self.path)
-        for manifest in os.listdir(self.batches):
+        names = self.disk.names(self.path)
+        for manifest in self.disk.names(self.batches):
             try:
                 with open(os.path.join(self.batches, manifest), encoding="utf-8", errors="replace") as file:
                     names += file.read().split('"')

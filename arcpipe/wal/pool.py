@@ -89,7 +89,7 @@ class FreePool:
 
     def _names(self) -> list[str]:
         """List the pool's regular files in the order of their timestamps, and the unfinished ones."""
-        with os.scandir(self._directory.free) as entries:
+        with self._directory.disk.scan(self._directory.free) as entries:
             return sorted(
                 entry.name
                 for entry in entries
