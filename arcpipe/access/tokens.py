@@ -161,10 +161,10 @@ def _read_if_there(path: str) -> tuple[Token, ...] | None:
         found = msgspec.convert(tomllib.loads(content.decode()), _Document).token
     except UnicodeDecodeError:
         raise TokensError(f"{path}: not UTF-8 text") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise TokensError(f"{path}: not valid TOML: {error}") from None
     except msgspec.ValidationError as error:
         raise TokensError(f"{path}: not a tokens file: {error}") from None
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits is no TOMLDecodeError
+        raise TokensError(f"{path}: not valid TOML: {error}") from None
     ids = [token.id for token in found]
     if len(set(ids)) < len(ids):
         raise TokensError(f"{path}: two tokens have the same id {next(one for one in ids if ids.count(one) > 1)}")

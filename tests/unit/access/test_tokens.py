@@ -196,6 +196,7 @@ def test_commands_at_the_same_time_lose_none(tmp_path: Path) -> None:
     [
         (b"[[token]\n", "not valid TOML"),
         (b"\xff\n", "not UTF-8"),
+        (b"token = " + b"1" * 5000, "not valid TOML"),
         (b'[[token]]\nid = "23456789"\n', "missing required field"),
         (b"[tokens]\n", "unknown field"),
         (b"token = 5\n", "Expected `array`"),

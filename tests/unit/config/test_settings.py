@@ -619,6 +619,12 @@ def test_a_key_that_is_given_twice_is_refused(config: Any) -> None:
     assert re.search(r"not valid TOML: .*line 3", line)
 
 
+@pytest.mark.parametrize("value", ["1" * 5000, "[" * 100_000], ids=["digits", "brackets"])
+def test_a_value_that_python_does_not_read_is_refused(config: Any, value: str) -> None:
+    (line,) = problems(config, f"[server]\nport = {value}\n")
+    assert "/config.toml: not valid TOML: " in line
+
+
 def test_a_file_that_is_not_utf8_names_the_line(config: Any) -> None:
     (line,) = problems(config, b"[server]\n# caf\xe9\n")
     assert line.endswith("/config.toml: not UTF-8 text (at line 2)")
