@@ -154,8 +154,9 @@ class IngestWorker:
             await self._listen(loop, entrance, limits, bound)
             for entrance, (_, bound) in zip(entrances, self._listeners, strict=True)
         ]
-        # Whoever sees the process id sees a heartbeat, too.
-        self._block[Worker.STARTED_US] = self._block[Worker.HEARTBEAT_US] = steady_us()
+        # Whoever sees the process id sees a heartbeat, too, and the segment.
+        self._block[Worker.STARTED_US] = steady_us()
+        publisher.publish(reloads.loaded)
         self._block[Worker.PID] = os.getpid()
         # All that exists now stays for ever: the collector need not look at it again.
         gc.collect()

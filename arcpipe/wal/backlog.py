@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from arcpipe.counters import Counters, Worker
 from arcpipe.wal.directory import ACTIVE, SEALED, SegmentFile, WALDirectory
+
+_ABOVE_ALL: Final = 1 << 63  # no segment has this number
 
 
 class PendingSegments(NamedTuple):
@@ -25,7 +27,7 @@ def find_pending(directory: WALDirectory, counters: Counters) -> PendingSegments
     """
     files = directory.segments((ACTIVE, SEALED))
     # Read after the listing: a segment that a worker leaves in between counts.
-    current = [counters.worker(slot)[Worker.SEGMENT_SEQ] for slot in range(1, counters.workers + 1)]
+    current = [_written_by(counters.worker(slot)) for slot in range(1, counters.workers + 1)]
     sealed = [file for file in files if file.state == SEALED]
     names = {file.name for file in sealed}
     being_sealed = [
@@ -37,6 +39,14 @@ def find_pending(directory: WALDirectory, counters: Counters) -> PendingSegments
         and file.name.seq < current[file.name.slot - 1]
     ]
     return PendingSegments(sealed, being_sealed)
+
+
+def _written_by(worker: memoryview) -> int:
+    """Return the number of the segment that a worker writes; 0 before it has begun.
+
+    It is above all others if the worker has left its last segment, and can make no other.
+    """
+    return worker[Worker.SEGMENT_SEQ] or (_ABOVE_ALL if worker[Worker.PID] else 0)
 
 
 def total_bytes(files: Iterable[SegmentFile]) -> int:

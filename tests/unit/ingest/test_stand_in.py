@@ -71,6 +71,17 @@ def test_a_segment_that_is_being_sealed_counts_for_both(directory: WALDirectory)
     assert (node[Node.BACKLOG_SEGMENTS], node[Node.BACKLOG_BYTES]) == wanted
 
 
+@pytest.mark.parametrize(("pid", "wanted"), [(4711, 2), (0, 1)])
+def test_what_a_worker_left_counts_while_it_can_make_no_other(directory: WALDirectory, pid: int, wanted: int) -> None:
+    """It has no segment then. Before it has begun, nobody knows which of the slot's segments it will write."""
+    counters = Counters(1)
+    with open(os.path.join(directory.path, "worker-1-20261128_140100-000002.wal"), "wb") as file:
+        file.write(b"entries")
+    counters.worker(1)[Worker.PID] = pid
+    Backlog(directory, Leftovers(directory), counters).measure()
+    assert counters.node[Node.BACKLOG_SEGMENTS] == wanted
+
+
 def test_a_directory_that_cannot_be_listed_is_told(directory: WALDirectory, tmp_path: Path) -> None:
     counters = Counters(1)
     counters.node[Node.DRAINING] = HANDED_OVER
