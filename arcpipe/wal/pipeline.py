@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 
 from arcpipe.wal.segment import Segment
@@ -26,7 +27,7 @@ class Pipeline:
         self._jobs: queue.SimpleQueue[Segment | str] = queue.SimpleQueue()
         self._ready: queue.SimpleQueue[Segment | BaseException] = queue.SimpleQueue()
         self._crash: BaseException | None = None
-        self._seal_error = ""  # the last one logged
+        self._seal_errors: dict[Segment, str] = {}  # the last one logged of each segment that waits to be sealed
         self._handed_over = 0  # written by the writer's thread only
         self._sealed = 0  # written by this thread only
         self._thread = threading.Thread(target=self._run, name="segments", daemon=True)
@@ -115,9 +116,11 @@ class Pipeline:
 
     def _work(self) -> None:
         waiting: list[Segment] = []
+        retry_at = 0.0  # monotonic seconds
         while True:
+            seconds = max(0.0, retry_at - time.monotonic())
             try:
-                job = self._jobs.get(timeout=_RETRY_SECONDS if waiting else None)
+                job = self._jobs.get(timeout=seconds if waiting else None)
             except queue.Empty:
                 job = "retry"
             if job == "make":
@@ -125,9 +128,13 @@ class Pipeline:
                     self._ready.put(self._make())
                 except OSError as error:
                     self._ready.put(error)
-            elif not isinstance(job, str):
+            elif not isinstance(job, str) and not self._try_seal(job):
+                if not waiting:
+                    retry_at = time.monotonic() + _RETRY_SECONDS
                 waiting.append(job)
-            waiting = [segment for segment in waiting if not self._try_seal(segment)]
+            if waiting and (job == "stop" or time.monotonic() >= retry_at):
+                waiting = [segment for segment in waiting if not self._try_seal(segment)]
+                retry_at = time.monotonic() + _RETRY_SECONDS
             if job == "stop":
                 return
 
@@ -135,8 +142,8 @@ class Pipeline:
         try:
             self._seal(segment)
         except OSError as error:
-            if str(error) != self._seal_error:  # log each error once, however often it repeats
-                self._seal_error = str(error)
+            if str(error) != self._seal_errors.get(segment):  # log each error once, however often it repeats
+                self._seal_errors[segment] = str(error)
                 log.error(
                     "cannot seal segment %s: %s; its data is safe, trying again every %g s",
                     segment.path,
@@ -144,6 +151,6 @@ class Pipeline:
                     _RETRY_SECONDS,
                 )
             return False
-        self._seal_error = ""
+        self._seal_errors.pop(segment, None)
         self._sealed += 1
         return True

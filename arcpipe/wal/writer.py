@@ -88,6 +88,7 @@ class WALWriter:
         self._factory = SegmentFactory(directory, slot, self.options, node, next_seq, lambda: stamps.written)
         self._background: BackgroundSync | None = None
         self._next_place_check = 0.0
+        self._told: tuple[int | None, object] = None, None  # what of the last error tells it from others
         self._pipeline = Pipeline(self._factory.make, self._factory.seal)
         try:
             self.current = self._pipeline.take()
@@ -358,7 +359,9 @@ class WALWriter:
         self._note_error(error)
 
     def _note_error(self, error: OSError) -> None:
-        """Log an error once, however often it repeats."""
-        if self.stats.last_error != str(error):
-            self.stats.last_error = str(error)
+        """Log an error once, however often it repeats. The new name of a rename is another one each time."""
+        told = error.errno, error.filename
+        if not self.stats.last_error or told != self._told:
             log.error("the WAL of slot %d cannot be written: %s; trying again with each write", self._slot, error)
+        self._told = told
+        self.stats.last_error = str(error)

@@ -603,6 +603,34 @@ def test_sealing_is_tried_until_it_succeeds_and_logged_once(
     pipeline.close()
 
 
+def test_sealing_is_not_tried_again_with_each_other_job(
+    directory: WALDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("arcpipe.wal.pipeline._RETRY_SECONDS", 3600.0)
+    maker = Maker(directory)
+    tries: list[Segment] = []
+
+    def failing(segment: Segment) -> None:
+        tries.append(segment)
+        raise OSError(errno.EIO, "not now", segment.path)
+
+    pipeline = Pipeline(maker.make, failing)
+    left = [pipeline.take(), pipeline.take()]
+    for segment in left:
+        add(segment)
+        pipeline.seal_later(segment)
+    wait_until(lambda: not pipeline._ready.empty(), "the next segment is made")
+    maker.error = OSError(errno.EIO, "no file")
+    pipeline.take().discard()
+    for _ in range(5):
+        with pytest.raises(OSError, match="no file"):
+            pipeline.take()
+    assert tries == left
+    pipeline.close()
+    assert tries == left * 2
+    assert caplog.text.count("cannot seal segment") == 2
+
+
 def test_a_bug_in_its_thread_is_raised_where_it_is_used(directory: WALDirectory) -> None:
     maker = Maker(directory)
     pipeline = Pipeline(maker.make, maker.seal)

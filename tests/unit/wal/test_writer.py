@@ -907,6 +907,30 @@ def test_trouble_with_the_next_segment_leaves_no_litter(directory: WALDirectory,
     assert [number for numbers in contents(directory) for number in numbers] == [0, 99]
 
 
+def test_an_error_that_names_a_new_segment_each_time_is_logged_once(
+    directory: WALDirectory, disk: FaultyDisk, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = WALWriter(directory, 1, WALOptions(max_size_bytes=3000))
+    commit(writer, 0, size=2000)
+    wait_ready(writer)
+
+    def fault(operation: str, path: str) -> None:
+        if operation == "rename" and "new-" in path:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), path, None, f"{disk.count('rename')}.wal")
+
+    disk.fault = fault
+    writer._pipeline.take().discard()
+    for number in range(1, 10):
+        with pytest.raises(CommitFailed):
+            commit(writer, number, size=2000)
+        writer.tick()
+    assert caplog.text.count("cannot be written") == 1
+    disk.fault = lambda operation, path: None
+    commit(writer, 10)
+    writer.close()
+    assert contents(directory) == [[0], [10]]
+
+
 def keep_what_failed(operation: str, path: str) -> None:
     """A fault: what has its name gets no further, and cannot be removed."""
     if operation == "sync_directory" or (operation == "unlink" and "worker-" in path):
