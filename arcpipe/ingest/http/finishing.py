@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from arcpipe.ingest.http.states import FRESH, IDLE
+from arcpipe.ingest.http.states import FRESH, HEADER, IDLE
 
 if TYPE_CHECKING:
     from arcpipe.ingest.http.context import IngestContext
@@ -39,14 +39,14 @@ async def finish_requests(context: IngestContext) -> None:
     """End every connection with its last answer.
 
     A busy connection that is idle at this moment may send one more request, which then is its last: it is probably on
-    its way, and would end in a reset.
+    its way, and would end in a reset. So is the rest of a head that has just begun.
     """
     context.tick()
     deadline = context.now + _FINISH_SECONDS
     last_words = context.now + _LAST_WORDS_SECONDS
     busy = set()
     for connection in list(context.connections):
-        if connection.state in (FRESH, IDLE) and context.now - connection.since < _BUSY_SECONDS:
+        if connection.state in (FRESH, IDLE, HEADER) and context.now - connection.since < _BUSY_SECONDS:
             busy.add(connection)
         else:
             connection.finish()
