@@ -51,7 +51,7 @@ def check(victim: Victim, load: Load) -> None:
     load.stop()
     victim.server.stop()
     victim.server.assert_log_is_shipped()
-    assert load.acknowledged_requests > 50
+    assert load.acknowledged_requests >= 40  # each test waits for as many, and more only by chance
     load.assert_exactly_once(victim.store.read())
 
 
