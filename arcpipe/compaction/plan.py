@@ -112,7 +112,7 @@ class Plans:
         Raises:
             Busy: another process holds it.
         """
-        self._disk.make_directory(self.folder)
+        durable.make_folder(self._disk, self.folder)
         path = os.path.join(self.folder, "LOCK")
         try:
             fd = lock_file.take(path)
