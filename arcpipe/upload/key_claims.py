@@ -150,11 +150,12 @@ class BatchClaims:
         self.persist(must_succeed=True)
         disk = self._directory.disk
         size = disk.size(self.path)
-        if size is not None and size > self._end:
+        if size is not None:
             fd = disk.open(self.path)
             try:
-                disk.truncate(fd, self._end)
-                disk.fsync(fd)
+                if size > self._end:
+                    disk.truncate(fd, self._end)
+                disk.fsync(fd)  # also what was read of a process that died before its sync
             finally:
                 disk.close(fd)
 

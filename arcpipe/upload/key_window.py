@@ -122,6 +122,8 @@ class KeyWindow:
             log.error("idempotency keys are not known: %s; retries are written twice until they can be read", error)
             self._unreadable.add("")
             names = []
+        if names:  # who gave a file its last name may have died before its sync
+            self._try(f"syncing {self._folder}", lambda: self._directory.disk.sync_directory(self._folder))
         for name in sorted(names):
             if name.endswith(".tmp"):
                 self._try(f"removing {name}", functools.partial(self._remove, os.path.join(self._folder, name)))
