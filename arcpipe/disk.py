@@ -136,8 +136,8 @@ class Disk:
         except FileNotFoundError:
             pass
 
-    def make_directory(self, path: str) -> None:
-        os.makedirs(path, mode=0o750, exist_ok=True)
+    def make_directory(self, path: str, mode: int = 0o750) -> None:
+        os.makedirs(path, mode, exist_ok=True)
 
     def open_directory(self, path: str) -> int:
         """Open an existing directory, to sync or lock it, and return its descriptor."""

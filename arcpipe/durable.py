@@ -3,6 +3,7 @@
     durable.replace(disk, path, data)             # after a crash the file is the old one or the new one, whole
     durable.write_over(disk, spare, path, data)   # the same on a full disk
     durable.move(disk, source, target)            # after it returns, the new name is durable
+    durable.make_folder(disk, path)               # and so is the name of a folder
     value = durable.load(disk, path, decode)      # None: absent. OSError: unreadable. DamagedFile: damaged.
 
 "Cannot read" is never "absent": a caller that makes a new file because `load` raised would destroy a good one. This
@@ -12,6 +13,7 @@ module knows nothing of the files' content. All system calls go through `Disk`, 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -27,6 +29,34 @@ T = TypeVar("T")
 _MAX_BYTES = 1 << 30
 # Bytes of one read. Python allocates them all before it reads, and a small machine has no room for the maximum.
 _PIECE_BYTES = 1 << 20
+
+
+def make_folder(disk: Disk, path: str, mode: int = 0o750) -> None:
+    """Make a folder, and those above it, where they are missing, durably.
+
+    The name of one that is there is synced all the same: who made it may have died, or failed, before that.
+
+    Raises:
+        OSError: it is there or not, and perhaps not durable. The next call finds out.
+    """
+    missing = []
+    there = os.path.abspath(path)
+    while not os.path.isdir(there):
+        missing.append(there)
+        there = os.path.dirname(there)
+    _sync_name(disk, there)
+    for folder in reversed(missing):  # each is durable before there is something in it
+        disk.make_directory(folder, mode)
+        _sync_name(disk, folder)
+
+
+def _sync_name(disk: Disk, folder: str) -> None:
+    try:
+        disk.sync_directory(os.path.dirname(folder))
+    except OSError as error:
+        # We did not make a directory above that we may not open, and some file systems sync no directories.
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS):
+            raise
 
 
 def replace(

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from arcpipe.client import encoding
 from arcpipe.client.blocking import full
@@ -15,6 +15,8 @@ from arcpipe.client.encoding import Part, Record, Stream
 from arcpipe.client.errors import Call, ClientError, Closed, Refusal
 from arcpipe.client.options import Options
 
+T = TypeVar("T")
+
 
 class AsyncClient:
     """Sends records to arcpipe, each exactly once. It belongs to one event loop; each task there may use it.
@@ -22,7 +24,8 @@ class AsyncClient:
     async with AsyncClient("http://127.0.0.1:8000", Options(database="production")) as client:
         await client.write("cpu", {"host": "web-1", "usage": 0.5}, tags=["host"])
 
-    A call that is cancelled while it waits for room was not accepted.
+    A call that is cancelled while it waits for room was not accepted. With `spool_sync="always"` it may have been: the
+    disk is waited for in a thread, which goes on.
     """
 
     def __init__(
@@ -40,7 +43,9 @@ class AsyncClient:
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
         told = None if on_refused is None else lambda refusal: self._call_in_loop(on_refused, refusal)
-        self._core = Core(urls, options or Options(), told)
+        options = options or Options()
+        self._waits_for_disk = options.spool is not None and options.spool_sync == "always"
+        self._core = Core(urls, options, told)
         self._core.buffer.listen(lambda: self._call_in_loop(self._changed.set))
 
     async def __aenter__(self) -> AsyncClient:
@@ -76,7 +81,7 @@ class AsyncClient:
     async def flush(self, seconds: float | None = None) -> None:
         """Send all that was accepted before, and wait until a server has it, as `Client.flush`."""
         self._core.check_may_wait()
-        number = self._core.buffer.seal_all()
+        number = await self._ask(self._core.buffer.seal_all)
         if not await self._wait(lambda: self._core.buffer.is_done(number), seconds):
             raise self._core.not_sent(self._core.buffer.waiting()[0])
         self._core.take_refusals()
@@ -85,7 +90,7 @@ class AsyncClient:
         """Send what waits, and end, as `Client.close`."""
         if self._core.is_closed:
             return
-        number = self._core.buffer.end()
+        number = await self._ask(self._core.buffer.end)
         try:
             if asyncio.get_running_loop() is self._loop:
                 await self._wait(lambda: self._core.buffer.is_done(number), seconds)
@@ -109,12 +114,10 @@ class AsyncClient:
         buffer = self._core.buffer
         with Call() as call:
             for part in parts:
-                if options.spool is not None and options.spool_sync == "always":
-                    taken = await asyncio.to_thread(buffer.try_put, stream, part)  # it waits for the disk
-                else:
-                    taken = buffer.try_put(stream, part)
+                put = partial(buffer.try_put, stream, part)
+                taken = await self._ask(put)
                 if not taken and options.when_full == "block":
-                    taken = await self._wait(partial(buffer.try_put, stream, part), options.block_seconds)
+                    taken = await self._wait(put, options.block_seconds)
                 if not taken:
                     raise full(self._core)
                 call.accepted += part.records
@@ -130,13 +133,17 @@ class AsyncClient:
         deadline = None if seconds is None else self._loop.time() + seconds
         while True:
             self._changed.clear()
-            if condition():
+            if await self._ask(condition):
                 return True
             try:
                 async with asyncio.timeout_at(deadline):
                     await self._changed.wait()
             except TimeoutError:
                 return False
+
+    async def _ask(self, call: Callable[[], T]) -> T:
+        """Call the buffer: in a thread, if it may be locked until the disk has synced."""
+        return await asyncio.to_thread(call) if self._waits_for_disk else call()
 
     def _call_in_loop(self, function: Callable[..., object], *arguments: object) -> None:
         try:

@@ -26,6 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from arcpipe import durable
 from arcpipe.client import spool_file
 from arcpipe.client.batches import Batch, Keys
 from arcpipe.client.delivery import Message
@@ -78,7 +79,7 @@ class Spool:
         self._disk = disk or Disk()
         self._keys = Keys()
         try:
-            self._disk.make_directory(self.path)
+            durable.make_folder(self._disk, self.path)
             self._lock = self._disk.open_directory(self.path)
         except OSError as error:
             raise SpoolError(f"spool: {self.path} cannot be used: {error.strerror or error}") from None

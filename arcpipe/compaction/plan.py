@@ -112,7 +112,7 @@ class Plans:
         Raises:
             Busy: another process holds it.
         """
-        self._disk.make_directory(self.folder)
+        durable.make_folder(self._disk, self.folder)
         path = os.path.join(self.folder, "LOCK")
         try:
             fd = lock_file.take(path)
@@ -126,12 +126,17 @@ class Plans:
     def read(self) -> Plan | None:
         """Return the plan that is not finished, if there is one.
 
+        It is durable then: who wrote it may have died before its sync, and the lake is about to change as it says.
+
         Raises:
-            OSError: it cannot be read.
+            OSError: it cannot be read, or is durable or not.
             DamagedFile: its content is damaged.
             UnknownVersion: another version of arcpipe wrote it.
         """
-        return durable.load(self._disk, self.path, self._decode)
+        plan = durable.load(self._disk, self.path, self._decode)
+        if plan is not None:
+            self._disk.sync_directory(self.folder)
+        return plan
 
     def write(self, plan: Plan) -> None:
         """Write the plan durably. After an OSError it is the former one or this one."""

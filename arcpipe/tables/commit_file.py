@@ -140,9 +140,7 @@ class CommitFiles:
 
     def make(self) -> None:
         """Make the folder durably, if it is missing."""
-        if self.disk.size(self.folder) is None:
-            self.disk.make_directory(self.folder)
-            self.disk.sync_directory(os.path.dirname(self.folder))
+        durable.make_folder(self.disk, self.folder)
 
     def path(self, filename: str) -> str:
         """Return the path of a file in the folder."""

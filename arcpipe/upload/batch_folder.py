@@ -71,12 +71,16 @@ class BatchFolder:
     def load(self) -> dict[str, Batch]:
         """Read the batches that a crash left, oldest first, by id; tidy up after the others.
 
+        What is read is durable when this returns: who wrote it may have died before its sync.
+
         Raises:
             OSError: a file cannot be read, so nobody knows which segments it names.
             UnknownVersion: another version of arcpipe wrote one.
         """
         self._kept = {}
         files = self._files()
+        if files:
+            self._directory.disk.sync_directory(self._directory.batches)
         loaded = {batch_id: self._load(batch_id, files[batch_id]) for batch_id in files}
         batches = {batch_id: batch for batch_id, batch in loaded.items() if batch is not None}
         for batch in list(batches.values()):
@@ -107,6 +111,8 @@ class BatchFolder:
         path = os.path.join(self._directory.batches, files.names.get(kind, f"{batch_id}.json"))
         journal_path = self.journal_path(batch_id)
         journal = Journal.load(disk, journal_path, self._spares)
+        if journal is not None:
+            journal.settle()
         decoded: Decoded | None = None
         damage = ""
         try:

@@ -194,6 +194,18 @@ class Journal:
             case Unlisted():
                 self.is_complete = False
 
+    def settle(self) -> None:
+        """Make durable what was read: who wrote it may have died before its sync, and all that follows relies on it.
+
+        Raises:
+            OSError: it is durable or not.
+        """
+        fd = self._disk.open(self.path)
+        try:
+            self._disk.fdatasync(fd)
+        finally:
+            self._disk.close(fd)
+
     def begin(self) -> None:
         """Make the file, with the copy of the manifest and nothing else, unless it exists. Raises OSError."""
         if not self._exists:

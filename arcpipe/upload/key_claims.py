@@ -135,7 +135,7 @@ class BatchClaims:
         self._end += len(frame)
 
     def _create(self, content: bytes) -> None:
-        make_folder(self._directory, self._folder)
+        durable.make_folder(self._directory.disk, self._folder)
         durable.replace(self._directory.disk, self.path, content)
         self._exists = True
         self._end = len(content)
@@ -150,11 +150,12 @@ class BatchClaims:
         self.persist(must_succeed=True)
         disk = self._directory.disk
         size = disk.size(self.path)
-        if size is not None and size > self._end:
+        if size is not None:
             fd = disk.open(self.path)
             try:
-                disk.truncate(fd, self._end)
-                disk.fsync(fd)
+                if size > self._end:
+                    disk.truncate(fd, self._end)
+                disk.fsync(fd)  # also what was read of a process that died before its sync
             finally:
                 disk.close(fd)
 
@@ -238,13 +239,6 @@ class ClaimTry:
     def persist(self) -> None:
         """Make the claims durable, as `BatchClaims.persist` does."""
         self._claims.persist()
-
-
-def make_folder(directory: WALDirectory, folder: str) -> None:
-    """Make the folder of the files, durably, if it is missing."""
-    if directory.disk.size(folder) is None:
-        directory.disk.make_directory(folder)
-        directory.disk.sync_directory(directory.path)
 
 
 def patiently(load: Callable[[], T], pauses: Iterable[float], path: str) -> T:

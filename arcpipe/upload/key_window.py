@@ -37,7 +37,7 @@ from arcpipe import durable, logs
 from arcpipe.counters import Uploader
 from arcpipe.errors import ArcpipeError, DamagedFile, UnknownVersion
 from arcpipe.upload import key_files
-from arcpipe.upload.key_claims import START_PAUSES, BatchClaims, ClaimTry, make_folder, patiently
+from arcpipe.upload.key_claims import START_PAUSES, BatchClaims, ClaimTry, patiently
 from arcpipe.upload.key_files import CLAIMS, KEYS, RECORD, KeyFile
 from arcpipe.upload.key_index import Run
 from arcpipe.wal.directory import WALDirectory
@@ -122,6 +122,8 @@ class KeyWindow:
             log.error("idempotency keys are not known: %s; retries are written twice until they can be read", error)
             self._unreadable.add("")
             names = []
+        if names:  # who gave a file its last name may have died before its sync
+            self._try(f"syncing {self._folder}", lambda: self._directory.disk.sync_directory(self._folder))
         for name in sorted(names):
             if name.endswith(".tmp"):
                 self._try(f"removing {name}", functools.partial(self._remove, os.path.join(self._folder, name)))
@@ -254,7 +256,7 @@ class KeyWindow:
         if disk.size(claims.path) is not None:
             disk.rename(claims.path, path)
         elif disk.size(path) is None:  # no earlier call renamed it: somebody moved it away
-            make_folder(self._directory, self._folder)
+            durable.make_folder(disk, self._folder)
             durable.replace(disk, path, key_files.encode(claims.header, claims.records, claims.clock))
         disk.sync_directory(self._folder)
         file = _File(path, self._next, Run.together(claims.index.runs), claims.clock)

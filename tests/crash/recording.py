@@ -241,6 +241,41 @@ class RecordingDisk:
             if content is not None:
                 self.initial_files[path] = self._files
 
+    @classmethod
+    def killed(cls, first: RecordingDisk, after: int) -> RecordingDisk:
+        """The disk of a program that was killed after some operations, for the next one to go on with.
+
+        The machine goes on, too: what was not synced is as little durable as before, and the recording tells it.
+        """
+        disk = cls(first.initial)
+        files = {file.number: file for file in disk.entries.values() if file is not None}
+        for operation in first.log[:after]:
+            match operation:
+                case Create(path, number):
+                    files[number] = disk.create(path)
+                    assert files[number].number == number, "BUG: files were made in another order"
+                case Write(number, offset, data):
+                    disk.write(files[number], offset, data)
+                case Truncate(number, size):
+                    disk.truncate(files[number], size)
+                case Sync(number):
+                    disk.sync(files[number])
+                case FailedSync(number, content) | Evicted(number, content):
+                    files[number].content[:] = content
+                    if isinstance(operation, FailedSync):
+                        files[number].dirty.clear()
+                        files[number].size_changed = False
+                    disk.log.append(operation)
+                case Rename(source, target):
+                    disk.rename(source, target)
+                case Unlink(path):
+                    disk.unlink(path)
+                case MakeDirectory(path):
+                    disk.make_directory(path)
+                case SyncDirectory() | Note():
+                    disk.log.append(operation)
+        return disk
+
     def note(self, kind: str, value: Any) -> None:
         with self.lock:
             self.log.append(Note(kind, value))

@@ -7,6 +7,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from arcpipe.client import (
     Refused,
     SpoolError,
 )
+from arcpipe.client.buffer import Buffer
 from arcpipe.client.options import Compression
+from arcpipe.disk import Disk
 from tests.support import tokens
 from tests.support.certificates import in_days, write_certificate
 from tests.support.faulty_proxy import Faults, FaultyProxy
@@ -261,6 +264,47 @@ def test_an_async_client_waits_for_room_without_blocking_its_loop() -> None:
             assert server.numbers() == list(range(50))
 
     asyncio.run(run())
+
+
+def test_an_async_client_never_waits_for_the_disk_in_its_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `spool_sync="always"`, a disk that syncs has the buffer's lock: nothing in the loop may ask for that."""
+    calls: set[str] = set()
+    in_loop: list[str] = []
+
+    def note(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*arguments: Any) -> Any:
+            calls.add(name)
+            if threading.current_thread() is threading.main_thread():
+                in_loop.append(name)
+            return method(*arguments)
+
+        return noted
+
+    owners = {"fdatasync": Disk, "try_put": Buffer, "seal_all": Buffer, "is_done": Buffer, "end": Buffer}
+    for name, owner in owners.items():
+        monkeypatch.setattr(owner, name, note(name, getattr(owner, name)))
+
+    async def run() -> None:
+        with ModelServer() as server, FaultyProxy(server.url, Faults(refused=1.0), seed=1) as proxy:
+            options = Options(spool=tmp_path, spool_sync="always", spool_bytes=1_500, **QUICK)
+            client = AsyncClient(proxy.url, options)
+
+            async def send() -> None:
+                for n in range(30):
+                    await client.write("cpu", {"n": n})
+
+            sending = asyncio.create_task(send())
+            await asyncio.to_thread(wait_until, lambda: client.stats().retries > 3)
+            assert not sending.done(), "the spool has room for all, so nobody waits"
+            proxy.faults = Faults()
+            await sending
+            await client.flush()
+            await client.close()
+            assert server.numbers() == list(range(30))
+
+    asyncio.run(run())
+    assert calls == set(owners)
+    assert not in_loop
 
 
 def test_a_client_gives_up_where_it_is_told_to() -> None:

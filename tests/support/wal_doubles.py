@@ -98,9 +98,9 @@ class FaultyDisk(Disk):
         with self._doing("unlink", path):
             super().unlink(path)
 
-    def make_directory(self, path: str) -> None:
+    def make_directory(self, path: str, mode: int = 0o750) -> None:
         with self._doing("make_directory", path):
-            super().make_directory(path)
+            super().make_directory(path, mode)
 
     def sync_directory(self, path: str) -> None:
         with self._doing("sync_directory", path):

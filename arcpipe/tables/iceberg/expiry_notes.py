@@ -52,9 +52,7 @@ class ExpiryNotes:
 
     def add(self, uuid: str, snapshots: Collection[int], files: Collection[str]) -> str:
         """Write a note durably; return its path. Raises OSError: it is there or not."""
-        if self._disk.size(self._folder) is None:
-            self._disk.make_directory(self._folder)
-            self._disk.sync_directory(os.path.dirname(self._folder))
+        durable.make_folder(self._disk, self._folder)
         path = os.path.join(self._folder, f"{uuid}-{secrets.token_hex(8)}.json")
         content = Expiry(VERSION, sorted(snapshots), sorted(files))
         durable.replace(self._disk, path, checked_json.encode(content))

@@ -78,14 +78,7 @@ class LocalFileIO(FileIO):
             durable.replace(self._disk, path, data, sync_directory=last)
 
     def _make(self, folder: str) -> None:
-        missing = []
-        above = folder
-        while not os.path.isdir(above):
-            missing.append(above)
-            above = os.path.dirname(above)
-        os.makedirs(folder, exist_ok=True)
-        for one in missing:
-            self._disk.sync_directory(os.path.dirname(one))
+        durable.make_folder(self._disk, folder, 0o777)  # less the umask, as folders of data files
         self._folders.add(folder)
 
 

@@ -174,7 +174,7 @@ def test_the_client_is_light_to_import(tmp_path: Path) -> None:
     loaded = set(done.stdout.split())
     assert not loaded & {"pyarrow", "numpy", "aiohttp", "aiobotocore", "typer", "rich", "uvloop", "httptools"}
     ours = {name.split(".")[1] for name in loaded if name.startswith("arcpipe.")}
-    assert ours <= {"client", "errors", "units", "names", "iso_8601", "disk", "descriptors"}
+    assert ours <= {"client", "errors", "units", "names", "iso_8601", "disk", "descriptors", "durable"}
     assert ROOT.exists()
 
 

@@ -17,6 +17,7 @@ from arcpipe.storage import Listed, open_store
 from arcpipe.storage.local import LocalStore
 from arcpipe.wal.checksum import with_checksum
 from tests.support.compaction import HOUR_US, NODE
+from tests.support.wal_doubles import FaultyDisk
 from tests.unit.compaction.test_merging import Lake, by_number, some_rows
 
 
@@ -173,3 +174,14 @@ def test_a_list_that_is_behind_deletes_nothing(lake: Lake, monkeypatch: pytest.M
     lake.compact()
     assert lake.files == [output]
     assert by_number(lake.rows()) == before
+
+
+def test_a_plan_that_was_read_is_durable_before_it_is_followed(lake: Lake) -> None:
+    """Who committed it may have died before its sync. If a power cut undid that, its outputs would be deleted."""
+    disk = FaultyDisk()
+    plans = Plans(lake.wal, disk)
+    plan = plans.read()
+    assert plan is not None
+    assert ("sync_directory", "compaction") in disk.calls
+    with disk.failing("sync_directory"), pytest.raises(OSError, match="Input/output"):
+        plans.read()

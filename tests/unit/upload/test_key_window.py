@@ -28,6 +28,7 @@ from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.format import KeyedPrefix, Prefix
 from tests.support.directories import flip_bit
 from tests.support.sets import IS_LONG
+from tests.support.wal_doubles import FaultyDisk
 
 WINDOW = 100  # seconds
 LAG = 10  # seconds by which an entry may be behind an earlier one
@@ -623,3 +624,16 @@ def test_a_batch_begins_while_the_one_before_ends_in_a_thread(tmp_path: Path) ->
                 ending.result()
     finally:
         sys.setswitchinterval(switching)
+
+
+def test_claims_that_were_read_are_durable_before_they_get_their_last_name(tmp_path: Path) -> None:
+    """Who wrote them may have died before its sync: they were in the page cache only."""
+    disk = FaultyDisk()
+    node = Node(tmp_path / "wal", disk)
+    node.attempt("a", entries("abc"))
+    node.restart()
+    disk.calls.clear()
+    assert node.attempt("a", entries("abc")) == [True] * 3
+    node.finish("a")
+    synced, renamed = disk.calls.index(("fsync", "a.claims")), disk.calls.index(("rename", "a.claims"))
+    assert synced < renamed
