@@ -26,7 +26,8 @@ _FILE_MAGIC: Final = b"ARROW1"
 def read_parquet(file: IO[bytes], plan: Plan, name: str) -> Iterator[Chunk]:
     """Make chunks of a Parquet file. Raises BadInput and BadPlan."""
     try:
-        with pq.ParquetFile(file, pre_buffer=False) as parquet:
+        # INT96 in ns would make years before 1678 and after 2261 others.
+        with pq.ParquetFile(file, pre_buffer=False, coerce_int96_timestamp_unit="us") as parquet:
             plan = _with_tags(plan, parquet.schema_arrow)
             batches = parquet.iter_batches(batch_size=plan.batch_records, use_threads=False)
             yield from _chunks(batches, parquet.schema_arrow, plan, name)

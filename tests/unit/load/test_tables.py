@@ -449,3 +449,12 @@ def test_arc_s_layout_names_database_and_measurement(arc_file: Path) -> None:
     assert (chunk.stream.database, rows_of([chunk])[0]["m"]) == ("pro d", "cpu")
     [chunk] = read(Source(arc_file), Plan(database="x", measurement="y")).chunks()
     assert (chunk.stream.database, rows_of([chunk])[0]["m"]) == ("x", "y")
+
+
+def test_int96_of_any_year_is_sent_as_it_is(tmp_path: Path) -> None:
+    moments = [datetime(year, 12, 31, 23, 59, 59, 123_456, UTC) for year in (1600, 2026, 9999)]
+    table = pa.table({"time": [1, 2, 3], "at": pa.array(moments, pa.timestamp("us"))})
+    pq.write_table(table, tmp_path / "x.parquet", use_deprecated_int96_timestamps=True)
+    source = Source(tmp_path / "x.parquet")
+    found = rows_of(list(read(source, Plan(measurement="cpu"), "parquet").chunks()))
+    assert [row["at"] for row in found] == moments
