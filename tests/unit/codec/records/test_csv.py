@@ -183,3 +183,12 @@ def test_a_large_body_is_read_in_steps_and_nothing_is_lost() -> None:
     found = encode(body.encode(), check, roles=PLAIN)
     assert [tuple(row.values()) for _, row in rows_of(found)] == rows
     assert calls > len(body) // (256 * 1024)
+
+
+@pytest.mark.parametrize("quoted", [b'1,"%b', b'1,"x\n%b', b"1,%b"])
+def test_what_is_within_a_cell_that_is_too_long_is_no_record(quoted: bytes) -> None:
+    """The csv module forgets that it is within quotes, and the lines of the cell that follow were written."""
+    body = b'a,b\n0,0\n\n%b\nwithin,quotes\n"\n3,4\n' % (quoted % (b"x" * (csv.field_size_limit() + 1)))
+    line = 5 if b"\n" in quoted else 4
+    with pytest.raises(BadPayload, match=f"^line {line}: a cell of CSV has more than {csv.field_size_limit()} char"):
+        encode(body, roles=Roles("m"))
