@@ -124,7 +124,7 @@ def _values(column: pa.ChunkedArray, is_time: bool, place: str) -> list[Any]:
         elif pa.types.is_timestamp(type_):
             # MessagePack's timestamps; digits below the microsecond have no place in the files either. A zone changes
             # no instant, and Python may not know it.
-            column = column.cast(pa.timestamp("us", "UTC"), safe=False)
+            column = column.cast(pa.timestamp("us" if type_.unit == "ns" else type_.unit, "UTC"), safe=False)
         elif _is_sent_as_text(type_):
             column = column.cast(pa.string())
         elif pa.types.is_decimal(type_):
