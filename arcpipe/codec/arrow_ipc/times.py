@@ -47,6 +47,8 @@ def read_times(array: pa.Array, rule: TimeRule, check: Callable[[], None] = go_o
     Raises:
         BadTime: a number or a text is no time. Of timestamps and dates, those outside of the years 1 to 9999 are `odd`.
     """
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
     type_ = array.type
     if pa.types.is_null(type_):
         return Times(np.zeros(len(array), np.int64), None, np.arange(len(array)), NONE)
@@ -79,8 +81,6 @@ def _timestamps(array: pa.Array) -> Times:
 
 
 def _packed_times(array: pa.Array, rule: TimeRule, check: Callable[[], None]) -> Times:
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
     packed = pack_plain(array)
     start = len(packed) - _values_size(packed)
     settled = settle(packed, start, len(packed), len(array), rule, check, each=True) or packed[start:]
