@@ -67,7 +67,7 @@ def convert(
         "node-1",
         "arc",
         Parquet(),
-        registry or SchemaRegistry(path / "schema.json"),
+        SchemaRegistry(path / "schema.json") if registry is None else registry,
         threads=2,
         spool=path,
         on_file=on_file,
