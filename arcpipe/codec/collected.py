@@ -90,12 +90,18 @@ def integers(values: Ints | Words, missing: Mask | None = None) -> Column:
             return None
         return _fixed(pa.int64(), values, missing)
 
-    return Column(make, partial(pack_wide, UNSIGNED if unsigned else SIGNED, values, missing))
+    return Column(make, partial(pack_wide, UNSIGNED if unsigned else SIGNED, values, missing), _word("i64", missing))
 
 
 def doubles(values: npt.NDArray[np.float64], missing: Mask | None = None) -> Column:
     """Make doubles, bit by bit."""
-    return Column(partial(_fixed, pa.float64(), values, missing), partial(pack_wide, FLOAT, values, missing))
+    make = partial(_fixed, pa.float64(), values, missing)
+    return Column(make, partial(pack_wide, FLOAT, values, missing), _word("f64", missing))
+
+
+def _word(word: str, missing: Mask | None) -> str | None:
+    """Return the word for a type that senders state, whatever the values; None where there are no values."""
+    return None if missing is not None and missing.all() else word
 
 
 def numbers(bits: Words, is_integer: Mask, missing: Mask) -> Column:
@@ -114,7 +120,7 @@ def numbers(bits: Words, is_integer: Mask, missing: Mask) -> Column:
             values[is_integer] = signed
         return _fixed(pa.float64(), values, missing)
 
-    return Column(make, pack, "f64")
+    return Column(make, pack, _word("f64", missing))
 
 
 def booleans(values: Mask) -> Column:

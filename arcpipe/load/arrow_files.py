@@ -26,7 +26,8 @@ _FILE_MAGIC: Final = b"ARROW1"
 def read_parquet(file: IO[bytes], plan: Plan, name: str) -> Iterator[Chunk]:
     """Make chunks of a Parquet file. Raises BadInput and BadPlan."""
     try:
-        with pq.ParquetFile(file, pre_buffer=False) as parquet:
+        # INT96 in ns would make years before 1678 and after 2261 others.
+        with pq.ParquetFile(file, pre_buffer=False, coerce_int96_timestamp_unit="us") as parquet:
             plan = _with_tags(plan, parquet.schema_arrow)
             batches = parquet.iter_batches(batch_size=plan.batch_records, use_threads=False)
             yield from _chunks(batches, parquet.schema_arrow, plan, name)
@@ -123,7 +124,7 @@ def _values(column: pa.ChunkedArray, is_time: bool, place: str) -> list[Any]:
         elif pa.types.is_timestamp(type_):
             # MessagePack's timestamps; digits below the microsecond have no place in the files either. A zone changes
             # no instant, and Python may not know it.
-            column = column.cast(pa.timestamp("us", "UTC"), safe=False)
+            column = column.cast(pa.timestamp("us" if type_.unit == "ns" else type_.unit, "UTC"), safe=False)
         elif _is_sent_as_text(type_):
             column = column.cast(pa.string())
         elif pa.types.is_decimal(type_):

@@ -13,12 +13,13 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from arcpipe.codec.arrow.times import MAX_TIME_US, MIN_TIME_US, Times
 from arcpipe.codec.arrow.values import Ints
 from arcpipe.codec.arrow_ipc.check import plan_of, read_batches, read_schema, storage_of
 from arcpipe.codec.arrow_ipc.odd_values import UNHELD, values_of
-from arcpipe.codec.arrow_ipc.times import is_text, pack_plain, read_times
+from arcpipe.codec.arrow_ipc.times import is_text, numbers_of, pack_plain, read_times
 from arcpipe.codec.columns import TIME, array_header, pack_values
 from arcpipe.codec.envelope import ArrowBody, ColumnMap
 from arcpipe.codec.messagepack.times import TimeRule
@@ -117,7 +118,7 @@ def _pack(array: pa.Array) -> bytes:
         array = array.dictionary_decode()
     type_ = array.type
     if types.is_timestamp(type_) or types.is_date(type_):
-        return _pack_times(read_times(array, TimeRule()))
+        return _pack_instants(array)
     if types.is_duration(type_):
         return pack_plain(array.cast(pa.int64()))
     if types.is_decimal(type_) or types.is_time(type_) or types.is_interval(type_):
@@ -152,15 +153,29 @@ def _pack_times(times: Times) -> bytes:
     """Pack times as MessagePack timestamps of 96 bits; missing ones, and those of no year from 1 to 9999, as nil."""
     us = np.clip(times.us, MIN_TIME_US, MAX_TIME_US)
     seconds = us // 1_000_000
-    packed = np.empty(len(us), _TIMESTAMP_96)
+    ns = (us - seconds * 1_000_000) * 1_000 + (0 if times.sub_us is None else times.sub_us)
+    return _pack_seconds(seconds, ns, np.concatenate((times.missing, times.odd)))
+
+
+def _pack_instants(array: pa.Array) -> bytes:
+    """Pack timestamps or dates of any year as MessagePack timestamps of 96 bits."""
+    numbers, per_second = numbers_of(array)
+    missing = np.flatnonzero(numbers.is_null().to_numpy(zero_copy_only=False))
+    values = (pc.fill_null(numbers, 0) if len(missing) else numbers).to_numpy()
+    seconds = values // per_second
+    return _pack_seconds(seconds, (values - seconds * per_second) * (1_000_000_000 // per_second), missing)
+
+
+def _pack_seconds(seconds: Ints, ns: Ints, absent: Ints) -> bytes:
+    """Pack moments as MessagePack timestamps of 96 bits, those at the indices `absent` as nil."""
+    packed = np.empty(len(seconds), _TIMESTAMP_96)
     packed["head"] = _HEAD_96
     packed["seconds"] = seconds
-    packed["ns"] = (us - seconds * 1_000_000) * 1_000 + (0 if times.sub_us is None else times.sub_us)
-    header = array_header(len(us))
-    absent: Ints = np.concatenate((times.missing, times.odd))
+    packed["ns"] = ns
+    header = array_header(len(seconds))
     if not len(absent):
         return header + packed.tobytes()
-    present = np.ones(len(us), np.bool_)
+    present = np.ones(len(seconds), np.bool_)
     present[absent] = False
     values = [value if there else b"\xc0" for value, there in zip(_split(packed), present.tolist(), strict=True)]
     return header + b"".join(values)

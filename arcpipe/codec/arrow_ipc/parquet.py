@@ -65,6 +65,7 @@ def _open(body: bytes | memoryview, dictionaries: list[str]) -> pq.ParquetFile:
     return pq.ParquetFile(
         pa.BufferReader(body),
         read_dictionary=dictionaries,
+        coerce_int96_timestamp_unit="us",  # in ns, years before 1678 and after 2261 would become others
         thrift_string_size_limit=_STRING_LIMIT,
         thrift_container_size_limit=_CONTAINER_LIMIT,
     )

@@ -16,7 +16,8 @@ from arcpipe.codec.columns import pack_float64, pack_int64, pack_uint64, pack_va
 from arcpipe.codec.effort import go_on
 from arcpipe.codec.messagepack.times import TimeRule, settle
 
-_UNIT_US: Final = {"s": 1_000_000, "ms": 1_000, "us": 1}
+_US_PER_SECOND: Final = 1_000_000
+_PER_SECOND: Final = {"s": 1, "ms": 1_000, "us": _US_PER_SECOND, "ns": 1_000_000_000}
 _FEW_BYTES: Final = 5  # most bytes of an array's header in MessagePack
 
 
@@ -46,25 +47,31 @@ def read_times(array: pa.Array, rule: TimeRule, check: Callable[[], None] = go_o
     Raises:
         BadTime: a number or a text is no time. Of timestamps and dates, those outside of the years 1 to 9999 are `odd`.
     """
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
     type_ = array.type
     if pa.types.is_null(type_):
         return Times(np.zeros(len(array), np.int64), None, np.arange(len(array)), NONE)
-    if pa.types.is_date(type_):
-        array = array.cast(pa.timestamp("s" if pa.types.is_date32(type_) else "ms"))
-        type_ = array.type
-    if pa.types.is_timestamp(type_):
+    if pa.types.is_date(type_) or pa.types.is_timestamp(type_):
         return _timestamps(array)
     return _packed_times(array, rule, check)
 
 
+def numbers_of(array: pa.Array) -> tuple[pa.Array, int]:
+    """Return timestamps or dates as integers, and how many of their unit a second has. Null stays null."""
+    if pa.types.is_date(array.type):
+        array = array.cast(pa.timestamp("s" if pa.types.is_date32(array.type) else "ms"))
+    return array.cast(pa.int64()), _PER_SECOND[array.type.unit]
+
+
 def _timestamps(array: pa.Array) -> Times:
-    missing = np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False)) if array.null_count else NONE
-    numbers = pc.fill_null(array.cast(pa.int64()), 0) if len(missing) else array.cast(pa.int64())
-    values = numbers.to_numpy()
-    if array.type.unit == "ns":
+    numbers, per_second = numbers_of(array)
+    missing = np.flatnonzero(numbers.is_null().to_numpy(zero_copy_only=False)) if numbers.null_count else NONE
+    values = (pc.fill_null(numbers, 0) if len(missing) else numbers).to_numpy()
+    if per_second > _US_PER_SECOND:
         us = values // 1_000
         return Times(us, (values - us * 1_000).astype(np.int16), missing, NONE)
-    factor = _UNIT_US[array.type.unit]
+    factor = _US_PER_SECOND // per_second
     low, high = -(-MIN_TIME_US // factor), MAX_TIME_US // factor
     odd: Ints = NONE
     if len(values) and (values.min() < low or values.max() > high):
@@ -74,8 +81,6 @@ def _timestamps(array: pa.Array) -> Times:
 
 
 def _packed_times(array: pa.Array, rule: TimeRule, check: Callable[[], None]) -> Times:
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
     packed = pack_plain(array)
     start = len(packed) - _values_size(packed)
     settled = settle(packed, start, len(packed), len(array), rule, check, each=True) or packed[start:]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import re
 import struct
 from collections.abc import Callable
@@ -261,7 +262,7 @@ class _Writer:
 
 def _integer(low: int, high: int, value: Any) -> int:
     """Read an integer, which may be a string because JavaScript has none of 64 bits."""
-    if isinstance(value, str) and len(value) <= 20:
+    if isinstance(value, str) and _DIGITS(value):
         value = int(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -278,15 +279,26 @@ def _signed(value: Any) -> int:
     return _integer(-(1 << 63), (1 << 63) - 1, value)
 
 
+# Numbers that are strings. Python takes more: spaces, underscores, digits of other scripts.
+_DIGITS: Final = re.compile(r"-?[0-9]{1,20}").fullmatch
+_NUMBER: Final = re.compile(r"-?[0-9]{1,400}(?:\.[0-9]{0,400})?(?:[eE][-+]?[0-9]{1,9})?").fullmatch
 _NOT_FINITE: Final = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 
 
 def _double(value: Any) -> bytes:
     if isinstance(value, str):
-        value = _NOT_FINITE[value] if value in _NOT_FINITE else float(value)
+        value = _NOT_FINITE[value] if value in _NOT_FINITE else _finite(value)
     if type(value) not in (int, float):
         raise ValueError
     return struct.pack("<d", value)
+
+
+def _finite(text: str) -> float:
+    """Read a number of JSON. Python's `float` takes more, and makes infinities of what is too large."""
+    number = float(text) if _NUMBER(text) else math.inf
+    if not math.isfinite(number):
+        raise ValueError
+    return number
 
 
 def _text(value: Any) -> bytes:
@@ -321,7 +333,7 @@ def _zigzag(value: Any) -> bytes:
 _WRITERS: Final[dict[str, tuple[int, Callable[[Any], bytes]]]] = {
     "string": (2, _text),
     "bytes": (2, _base64),
-    "hex": (2, lambda value: _sized(bytes.fromhex(value))),
+    "hex": (2, lambda value: _sized(binascii.unhexlify(value))),
     "bool": (0, _boolean),
     "uint": (0, lambda value: varint(_unsigned(value))),
     "int64": (0, lambda value: varint(_signed(value))),

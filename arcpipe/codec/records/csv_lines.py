@@ -37,6 +37,7 @@ _FLOATS: Final = re.compile(r"(?:-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++(?:[eE][-+]?[0-
 _TEXTS: Final = re.compile(r"(?:[^-0-9tTfF\n][^\n]*+\n)*+")
 _BOOLS: Final = {**dict.fromkeys(("true", "True", "TRUE"), True), **dict.fromkeys(("false", "False", "FALSE"), False)}
 _INFINITE: Final = (float("inf"), float("-inf"))
+_TOO_LONG: Final = "larger than field limit"  # in the csv module's error
 _MOST_DIGITS: Final = 4000  # of an integer that Python reads; longer ones stay text
 
 
@@ -45,7 +46,8 @@ def encode(body: bytes, check: Callable[[], None] = go_on, *, roles: Roles, rule
 
     Raises:
         PayloadTooLarge: the body has too many shapes for its size.
-        BadPayload: the first record has no usable names, or the body has too many bad records.
+        BadPayload: the first record has no usable names, a line or a cell is too long, or the body has too many bad
+            records.
     """
     effort = Effort(len(body), check)
     report = Report(effort)
@@ -68,6 +70,9 @@ def encode(body: bytes, check: Callable[[], None] = go_on, *, roles: Roles, rule
             rows.extend(islice(reader, rows_wanted))
         except csv.Error as raised:
             error = str(raised)
+            if _TOO_LONG in error:  # lines after it may be of the same cell, and are no records then
+                place = f"line {reader.line_num + lines.skipped}"
+                raise BadPayload(f"{place}: a cell of CSV has more than {csv.field_size_limit()} characters") from None
         bad = table.add(rows)
         if bad or error:
             line = _report(bad, rows, line, report)

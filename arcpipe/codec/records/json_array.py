@@ -109,11 +109,19 @@ def _read_array(body: bytes, start: int, gatherer: Gatherer, report: Report, che
             pass
         else:
             bad = gatherer.add(rows) if rows else {}
-            report.add(bad, lambda row: Place(row + 1, msgspec.json.encode(rows[row])))
+            report.add(bad, lambda row: Place(row + 1, _shown(rows[row])))
             return
     number = 1
     for piece in _pieces(body, start + 1, check):
         number += _read_piece(body, piece, number, gatherer, report, check)
+
+
+def _shown(row: dict[str, Any]) -> bytes:
+    """Return the text of a record: for one that is nested too deep to be written, its names."""
+    try:
+        return msgspec.json.encode(row)
+    except RecursionError:
+        return msgspec.json.encode(dict.fromkeys(row))
 
 
 class _Piece(NamedTuple):

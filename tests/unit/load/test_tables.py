@@ -449,3 +449,23 @@ def test_arc_s_layout_names_database_and_measurement(arc_file: Path) -> None:
     assert (chunk.stream.database, rows_of([chunk])[0]["m"]) == ("pro d", "cpu")
     [chunk] = read(Source(arc_file), Plan(database="x", measurement="y")).chunks()
     assert (chunk.stream.database, rows_of([chunk])[0]["m"]) == ("x", "y")
+
+
+def test_int96_of_any_year_is_sent_as_it_is(tmp_path: Path) -> None:
+    moments = [datetime(year, 12, 31, 23, 59, 59, 123_456, UTC) for year in (1600, 2026, 9999)]
+    table = pa.table({"time": [1, 2, 3], "at": pa.array(moments, pa.timestamp("us"))})
+    pq.write_table(table, tmp_path / "x.parquet", use_deprecated_int96_timestamps=True)
+    source = Source(tmp_path / "x.parquet")
+    found = rows_of(list(read(source, Plan(measurement="cpu"), "parquet").chunks()))
+    assert [row["at"] for row in found] == moments
+
+
+@pytest.mark.parametrize("unit", ["s", "ms"])
+def test_moments_of_which_microseconds_have_no_64_bits_are_text(tmp_path: Path, unit: str) -> None:
+    table = pa.table({"v": [1, 2], "at": pa.array([2**62, 0], pa.timestamp(unit))})
+    with pa.OSFile(str(tmp_path / "x.arrows"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    plan = Plan(measurement="cpu", has_time=False)
+    far, near = rows_of(list(read(Source(tmp_path / "x.arrows"), plan, "arrow").chunks()))
+    assert far["at"] == {"s": "146138514283-06-19 07:45:04+00:00", "ms": "146140482-04-24 15:36:27.904+00:00"}[unit]
+    assert near["at"] == datetime(1970, 1, 1, tzinfo=UTC)

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from arcpipe.codec.rescued import Timestamp, parse_rescued
 from arcpipe.config.settings import Parquet
 from arcpipe.lake.parquet_file import Rows
 from arcpipe.lake.spool import Spool
@@ -66,7 +67,7 @@ def convert(
         "node-1",
         "arc",
         Parquet(),
-        registry or SchemaRegistry(path / "schema.json"),
+        SchemaRegistry(path / "schema.json") if registry is None else registry,
         threads=2,
         spool=path,
         on_file=on_file,
@@ -274,3 +275,23 @@ def test_small_entries_do_not_keep_their_segment(tmp_path: Path) -> None:
     small = Budget(release_bytes=1)
     payloads = [entry(stream(plain(number, 10))) for number in range(20)]
     assert convert(tmp_path, payloads, budget=small).rows() == convert(tmp_path, payloads).rows()
+
+
+@pytest.mark.parametrize(
+    ("type_", "last", "unit_ns"),
+    [
+        (pa.timestamp("us"), 2**63 - 1, 10**3),
+        (pa.timestamp("s", "UTC"), -(2**62), 10**9),
+        (pa.date32(), 2**31 - 1, 86_400 * 10**9),
+        (pa.date64(), 86_400_000 * 10**10, 10**6),
+    ],
+)
+def test_a_moment_that_no_column_holds_is_rescued(tmp_path: Path, type_: pa.DataType, last: int, unit_ns: int) -> None:
+    """`infinity` in DuckDB and PostgreSQL is the last moment of the type. It was null in the lake."""
+    at = pa.array([1_700_000_000 + row for row in range(3)], pa.timestamp("s", "UTC"))
+    result = convert(tmp_path, [entry(stream(pa.table({"time": at, "v": pa.array([last, None, 0], type_)})))])
+    (table,) = result.tables
+    assert table["v"].cast(pa.int64()).to_pylist() == [None, None, 0]
+    rescued, *others = table["_rescued_data"].to_pylist()
+    assert parse_rescued(rescued) == {"v": Timestamp(last * unit_ns)}
+    assert others == [None, None]

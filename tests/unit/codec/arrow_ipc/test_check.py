@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from arcpipe.codec.arrow_ipc.check import Checked, check_schema, check_stream
 from arcpipe.codec.arrow_ipc.framing import RECORD_BATCH, messages
 from arcpipe.codec.arrow_ipc.parquet import parquet_stream
+from arcpipe.codec.arrow_ipc.times import read_times
 from arcpipe.codec.entries import decode_entry, entry_records
+from arcpipe.codec.messagepack.times import RULE
 from arcpipe.codec.records.roles import Roles
 from arcpipe.errors import BadPayload, PayloadTooLarge
 from tests.unit.codec.arrow_ipc.streams import MAX_BYTES, entry, stream, tables
@@ -213,3 +215,36 @@ def test_intervals_that_pyarrow_has_no_arrays_for_are_refused(unit: int, name: s
                     check_schema(read, Roles("m"))
                 return
     pytest.fail("no byte is the unit")
+
+
+SECOND = 1_767_225_600
+
+
+@pytest.mark.parametrize(
+    ("type_", "number"),
+    [
+        (pa.timestamp("s", "No/Where"), SECOND),
+        (pa.timestamp("ms"), SECOND * 1_000),
+        (pa.timestamp("us", "Asia/Tokyo"), SECOND * 1_000_000),
+        (pa.timestamp("ns"), SECOND * 1_000_000_000 + 1),
+        (pa.date32(), SECOND // 86_400),
+        (pa.date64(), SECOND * 1_000),
+        (pa.int64(), SECOND),
+    ],
+)
+def test_the_time_may_be_in_a_dictionary(type_: pa.DataType, number: int) -> None:
+    """Python has no value for nanoseconds, unknown zones and far years: such a stream was answered 500."""
+    times = pa.array([number, None, number], type_)
+    body = stream(pa.table({"time": times.dictionary_encode(), "n": [1, 2, 3]}))
+    assert checked(body).rows == 3
+    found = read_times(times.dictionary_encode(), RULE)
+    assert found.us[[0, 2]].tolist() == [SECOND * 1_000_000] * 2
+    assert found.missing.tolist() == [1]
+
+
+@pytest.mark.parametrize("type_", [pa.timestamp("s"), pa.date32()])
+def test_a_time_of_a_dictionary_that_is_of_no_year_is_refused(type_: pa.DataType) -> None:
+    last = 2**31 - 1 if type_ == pa.date32() else 2**62
+    body = stream(pa.table({"time": pa.array([last], type_).dictionary_encode(), "n": [1]}))
+    with pytest.raises(BadPayload, match="row 0 in record batch 0 is not of the years 1 to 9999"):
+        checked(body)

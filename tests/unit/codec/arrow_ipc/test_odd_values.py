@@ -13,6 +13,7 @@ from arcpipe.codec.arrow_ipc.columns import maps_of
 from arcpipe.codec.arrow_ipc.odd_values import values_of
 from arcpipe.codec.messagepack.times import TimeRule
 from arcpipe.codec.records.plan import Plan
+from arcpipe.codec.rescued import Timestamp, unpack_value
 
 DAY = datetime.datetime(2026, 1, 1)
 LISTS = pa.array([[1, None], None, [], [2, 3, 4], [5]], pa.list_(pa.int64()))
@@ -54,3 +55,22 @@ def test_an_odd_value_is_text_beside_the_others(array: pa.Array, value: Any) -> 
     plan = Plan("m", None, ["v"], ["v"], [], {})
     (map_,) = maps_of(batch, plan, TimeRule())
     assert msgspec.msgpack.decode(map_.columns["v"]) == [value, None]
+
+
+@pytest.mark.parametrize(
+    ("type_", "number", "unit_ns"),
+    [
+        (pa.timestamp("s"), 2**63 - 1, 10**9),
+        (pa.timestamp("ms", "UTC"), -(2**63), 10**6),
+        (pa.timestamp("us"), 2**63 - 1, 10**3),
+        (pa.timestamp("ns"), -1, 1),
+        (pa.date32(), 2**31 - 1, 86_400 * 10**9),
+        (pa.date64(), -86_400_000 * 10**10, 10**6),
+    ],
+)
+@pytest.mark.parametrize("coded", [False, True])
+def test_a_moment_of_any_year_keeps_its_value(type_: pa.DataType, number: int, unit_ns: int, coded: bool) -> None:
+    array = pa.array([number, None, 0], type_)
+    batch = pa.record_batch({"v": array.dictionary_encode() if coded else array})
+    (map_,) = maps_of(batch, Plan("m", None, ["v"], ["v"], [], {}), TimeRule())
+    assert unpack_value(bytes(map_.columns["v"])) == [Timestamp(number * unit_ns), None, Timestamp(0)]

@@ -76,6 +76,13 @@ def test_files_of_other_writers_are_read(tmp_path: Path) -> None:
     assert rows(path.read_bytes()) == [{"n": n, "s": f"x{n}", "f": n / 3} for n in range(2_000)]
 
 
+def test_times_in_int96_may_be_of_any_year() -> None:
+    """Spark writes 9999-12-31 for what never ends. In nanoseconds, it would become a day of 1816."""
+    moments = [datetime.datetime(year, 12, 31, 23, 59, 59, 123_456) for year in (1, 1600, 1969, 2026, 9999)]
+    body = file_of(pa.table({"at": pa.array(moments, pa.timestamp("us"))}), use_deprecated_int96_timestamps=True)
+    assert [row["at"] for row in rows(body)] == moments
+
+
 def test_page_headers_tell_what_a_chunk_becomes() -> None:
     body = file_of(TABLE.select(["s"]), compression="zstd")
     chunk = pq.read_metadata(io.BytesIO(body)).row_group(0).column(0)

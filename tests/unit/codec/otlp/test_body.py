@@ -147,6 +147,42 @@ def test_json_of_another_shape_is_refused_with_its_place(body: bytes, reason: st
         encode(body, signal="logs", is_json=True)
 
 
+def log_in_json(**members: Any) -> bytes:
+    return json.dumps({"resourceLogs": [{"scopeLogs": [{"logRecords": [members]}]}]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        *(("intValue", text) for text in ("1_0", " 7", "7\n", "+7", "\u0667", "0x7", "", "9223372036854775808")),
+        *(("doubleValue", text) for text in ("1_0", " 7", "inf", "nan", "-infinity", "\u0667", "", "1e400", "1e")),
+    ],
+)
+def test_text_that_is_a_number_to_python_alone_is_none(kind: str, text: str) -> None:
+    with pytest.raises(BadPayload, match=f"body.{kind} is no "):
+        encode(log_in_json(body={kind: text}), signal="logs", is_json=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "body"),
+    [
+        ("intValue", "-9223372036854775808", "-9223372036854775808"),
+        ("doubleValue", "-1.5E3", "-1500.0"),
+        ("doubleValue", "-Infinity", '"-Infinity"'),
+    ],
+)
+def test_numbers_may_be_text(kind: str, text: str, body: str) -> None:
+    found = encode(log_in_json(body={kind: text}), signal="logs", is_json=True)
+    (row,) = rows_of(found.encoded)["otel_logs"]
+    assert row["Body"] == body
+
+
+@pytest.mark.parametrize("id_", ["ab cd" + "0" * 28, "0" * 31, "\u0660" * 32, 5])
+def test_an_id_is_nothing_but_hexadecimal_digits(id_: Any) -> None:
+    with pytest.raises(BadPayload, match="traceId is no hexadecimal text"):
+        encode(log_in_json(traceId=id_), signal="logs", is_json=True)
+
+
 @each
 def test_an_empty_request_is_no_error(signal: Signal) -> None:
     assert encode(b"", signal=signal) == (None, 0, "")

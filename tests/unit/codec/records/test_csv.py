@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from arcpipe.codec.records.csv_lines import encode
 from arcpipe.codec.records.report import Records
 from arcpipe.codec.records.roles import Roles, read_roles
 from arcpipe.errors import BadPayload
+from arcpipe.units import KB
 from tests.unit.codec.records.model import rows_of
 
 PLAIN = Roles("m")
@@ -183,3 +185,20 @@ def test_a_large_body_is_read_in_steps_and_nothing_is_lost() -> None:
     found = encode(body.encode(), check, roles=PLAIN)
     assert [tuple(row.values()) for _, row in rows_of(found)] == rows
     assert calls > len(body) // (256 * 1024)
+
+
+@pytest.fixture
+def limit() -> Iterator[int]:
+    """Characters of a cell, as they are in a worker: `arcpipe load` changes them for its process."""
+    before = csv.field_size_limit(128 * KB)
+    yield 128 * KB
+    csv.field_size_limit(before)
+
+
+@pytest.mark.parametrize("quoted", [b'1,"%b', b'1,"x\n%b', b"1,%b"])
+def test_what_is_within_a_cell_that_is_too_long_is_no_record(quoted: bytes, limit: int) -> None:
+    """The csv module forgets that it is within quotes, and the lines of the cell that follow were written."""
+    body = b'a,b\n0,0\n\n%b\nwithin,quotes\n"\n3,4\n' % (quoted % (b"x" * (limit + 1)))
+    line = 5 if b"\n" in quoted else 4
+    with pytest.raises(BadPayload, match=f"^line {line}: a cell of CSV has more than {limit} characters"):
+        encode(body, roles=Roles("m"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from typing import Any
 
@@ -311,3 +312,13 @@ def test_blank_lines_are_counted() -> None:
     blank = 600_000
     found = json_lines.encode(b"\n" * blank + b"no JSON\n" + b" \r\n" * blank + b"nor this\n", roles=PLAIN)
     assert sorted(reasons(found)) == [blank + 1, 2 * blank + 2]
+
+
+@pytest.mark.parametrize("encode", ENCODERS)
+def test_a_record_at_the_border_of_what_is_too_deep_is_taken_or_bad(encode: Any) -> None:
+    """Some calls need a level more than others: one of them failed for a record that is refused anyway."""
+    for depth in range(sys.getrecursionlimit() - 150, sys.getrecursionlimit() + 1):
+        record = b'{"v":%b%d%b}' % (b"[" * depth, 1 << 64, b"]" * depth)
+        found = encode(b"[%b]" % record if encode is json_array.encode else record, roles=PLAIN)
+        if found.encoded is None:
+            assert reasons(found)[1] in ("a value is nested too deep", "not a JSON object: nested too deep")
