@@ -48,6 +48,23 @@ class Disk:
             data += more
         return data
 
+    def read_cached(self, fd: int, length: int, offset: int) -> bytes:
+        """Return what the page cache has of `length` bytes at `offset`, and never wait for a disk.
+
+        Raises:
+            BlockingIOError: it has nothing of them. They are fetched meanwhile, so a later call may return them.
+        """
+        buffer = bytearray(length)
+        try:
+            return bytes(buffer[: os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)])
+        except BlockingIOError:
+            os.posix_fadvise(fd, offset, length, os.POSIX_FADV_WILLNEED)
+            raise
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+        return self.read(fd, length, offset)  # such as of files in memory
+
     def read_into(self, fd: int, buffer: memoryview, offset: int) -> int:
         """Fill the buffer, or a part of it, from `offset` on and return the number of bytes; 0 only at the end."""
         return os.preadv(fd, [buffer], offset)

@@ -18,11 +18,14 @@ from arcpipe.wal.reader import first_timestamp
 
 # Segments that are in no listing and are still remembered, such as those being sealed, which a failing disk delays.
 _UNLISTED: Final = 1024
+# Looks at a file that is not in the page cache, before its modification time is taken: its sectors may be bad.
+_MOST_LOOKS: Final = 8
 
 
 class _Since(NamedTuple):
     us: int  # of the steady clock
     is_sure: bool = True  # False: it is the file's modification time, which is a little too late
+    looks: int = 0  # at the file, which was not in the page cache
     ahead: int = 0  # µs by which the time of day was ahead when the file was first seen
 
 
@@ -58,7 +61,10 @@ class Waiting:
         return oldest
 
     def _look_into_one(self, sealed: Sequence[SegmentFile], found: dict[SegmentName, _Since]) -> None:
-        """Read the first timestamp of one unsure segment, the oldest: a backlog may have thousands of them."""
+        """Read the first timestamp of one unsure segment, the oldest: a backlog may have thousands of them.
+
+        The disk is not waited for: this process must go on where it fails.
+        """
         unsure = [file for file in sealed if not found[file.name].is_sure]
         if not unsure:
             return
@@ -66,9 +72,13 @@ class Waiting:
         since = found[file.name]
         us = since.us
         try:
-            first = first_timestamp(file.path)
+            first = first_timestamp(file.path, may_wait=False)
         except FileNotFoundError:  # uploaded since the listing
             del found[file.name]
+            return
+        except BlockingIOError:  # it is being fetched
+            looks = since.looks + 1
+            found[file.name] = since._replace(looks=looks, is_sure=looks == _MOST_LOOKS)
             return
         except OSError:  # the uploader logs it; the file's modification time is close enough
             first = 0

@@ -120,19 +120,23 @@ def _state_of(path: str) -> str:
     return next((state for state in (SEALED, RECOVERED) if path.endswith(state)), ACTIVE)
 
 
-def first_timestamp(path: str, disk: Disk | None = None) -> int:
+def first_timestamp(path: str, disk: Disk | None = None, *, may_wait: bool = True) -> int:
     """Read the timestamp of a segment's first data entry from that entry's header alone.
+
+    Args:
+        may_wait: whether the disk is waited for, which may take minutes where it fails.
 
     Returns:
         µs since the epoch; 0 without a data entry.
 
     Raises:
+        BlockingIOError: the disk would have to be waited for.
         OSError: the file cannot be read.
     """
     disk = disk or Disk()
     fd = disk.open_for_reading(path)
     try:
-        head = disk.read(fd, _HEAD_BYTES, 0)
+        head = (disk.read if may_wait else disk.read_cached)(fd, _HEAD_BYTES, 0)
     finally:
         disk.close(fd)
     if len(head) < FILE_HEADER_SIZE + ENTRY_HEADER_SIZE:

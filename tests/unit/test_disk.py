@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import subprocess
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from arcpipe import durable
 from arcpipe.disk import IOV_MAX, Buffer, Disk
 from tests.support.program import ROOT
+from tests.support.waiting import wait_until
 
 
 class Stuttering(Disk):
@@ -140,3 +142,21 @@ def test_pieces_of_a_small_file_are_in_order(tmp_path: Path) -> None:
     data = os.urandom((2 << 20) + 5)
     path.write_bytes(data)
     assert durable.load(Disk(), str(path), bytes) == data
+
+
+def test_what_is_not_in_the_page_cache_is_fetched_and_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(256)) * 64)
+    disk = Disk()
+    fd = disk.open(str(path))
+    disk.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def read() -> bytes:
+        with contextlib.suppress(BlockingIOError):
+            return disk.read_cached(fd, 256, 256)
+        return b""
+
+    wait_until(lambda: read() == bytes(range(256)))
+    assert disk.read_cached(fd, 256, 256 * 64) == b""
+    disk.close(fd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -10,9 +11,10 @@ import pytest
 
 from arcpipe.clock import steady_us
 from arcpipe.counters import Counters, Node, Worker
+from arcpipe.disk import Disk
 from arcpipe.supervisor import waiting
 from arcpipe.supervisor.backlog import Backlog, Leftovers
-from arcpipe.supervisor.waiting import Waiting
+from arcpipe.supervisor.waiting import _MOST_LOOKS, Waiting
 from arcpipe.wal import WALWriter, reader
 from arcpipe.wal.directory import ACTIVE, SEALED, SegmentFile, WALDirectory
 
@@ -96,14 +98,36 @@ def test_one_head_is_read_at_a_time_and_each_only_once(segments: Segments, monke
     asked: list[str] = []
     real = reader.first_timestamp
 
-    def first_timestamp(path: str) -> int:
+    def first_timestamp(path: str, *, may_wait: bool) -> int:
+        assert not may_wait, "the supervisor waits for a disk, which may fail"
         asked.append(path)
-        return real(path)
+        return real(path, may_wait=may_wait)
 
     monkeypatch.setattr(waiting, "first_timestamp", first_timestamp)
     for _ in range(5):
         segments.waiting.oldest(files, [])
     assert asked == [file.path for file in files]
+
+
+def test_a_head_that_would_have_to_be_waited_for_is_looked_at_again(
+    segments: Segments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, bad, other = (segments.seal(slot, modified=time.time() - 100 + 10 * slot) for slot in (1, 2, 3))
+    read_cached = Disk.read_cached
+    fetched: set[str] = {other.path}
+
+    def read(disk: Disk, fd: int, length: int, offset: int) -> bytes:
+        if os.readlink(f"/proc/self/fd/{fd}") not in fetched:
+            raise BlockingIOError(errno.EAGAIN, "not in memory")
+        return read_cached(disk, fd, length, offset)
+
+    monkeypatch.setattr(Disk, "read_cached", read)
+    assert 90 <= segments.age_seconds(old, bad, other) < 120  # by the file's time, meanwhile
+    fetched.add(old.path)
+    assert 80 <= segments.age_seconds(old, bad, other) < 110  # the one whose sectors are bad is the oldest now
+    for _ in range(_MOST_LOOKS + 1):
+        segments.waiting.oldest([old, bad, other], [])
+    assert 0 <= segments.age_seconds(other) < 30  # it held up none
 
 
 def test_no_segment_is_of_a_time_that_has_not_come(segments: Segments) -> None:
