@@ -264,6 +264,7 @@ class Compaction:
         EXPIRED_FILES,
         EXPIRED_BYTES,
         RETENTION_FROM,  # gauge: seconds since the epoch before which retention deletes nothing; 0 if it does not wait
+        FAILED_LOOKS,  # gauge: consecutive looks that failed, or in which something failed
         SIZE,
         *_,
     ) = range(_FIELDS)

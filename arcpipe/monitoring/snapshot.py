@@ -125,6 +125,12 @@ class Snapshot(Struct, frozen=True):
     committer: CommitterState | None = None  # without tables
 
 
+def upkeep_of(snapshot: Snapshot) -> list[tuple[str, CompactionState | CommitterState]]:
+    """Return the processes that nobody waits for, by name; only those that the settings want."""
+    processes = [("compaction", snapshot.compaction), ("committer", snapshot.committer)]
+    return [(name, process) for name, process in processes if process is not None]
+
+
 _LEVELS: Final = {30: "warning", 40: "error", 50: "critical"}  # of `logging`
 _WARNINGS: Final = 50  # lines in a snapshot
 

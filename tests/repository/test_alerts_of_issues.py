@@ -118,7 +118,9 @@ WRONG: list[tuple[str, Change]] = [
     ("client_ca_expires", ends("client_ca", -1)),
     ("token_expires", ends("token", 10)),
     ("compaction_down", of_compaction(alive=False)),
-    ("compaction_stopped", of_compaction(stopped=True)),
+    ("compaction_down", of_compaction(failed_starts=3)),
+    ("compaction_failing", of_compaction(failed_looks=5)),
+    ("compaction_stopped", of_compaction(stopped=True, failed_looks=5)),
     ("compaction_mismatch", of_compaction(mismatches=1)),
     ("retention_waits", of_compaction(retention_from=4e9)),
     ("keys_unreadable", of_uploader(unreadable_key_files=1)),
@@ -129,6 +131,7 @@ WRONG: list[tuple[str, Change]] = [
     ("tables_held_back", of_committer(held_back=True)),
     ("tables_unreachable", of_committer(unreachable=True, reason="the catalogue does not answer")),
     ("committer_down", of_committer(alive=False)),
+    ("committer_down", of_committer(failed_starts=3)),
     ("tables_behind", of_committer(waiting_batches=3, oldest_waiting_seconds=361.0)),
     ("tables_behind", of_committer(waiting_batches=3, waiting_bytes=60 << 30)),
     ("commit_interval_short", of_committer(round_seconds=31.0)),
@@ -141,6 +144,8 @@ NOTHING_TO_WAKE_FOR: list[Change] = [
     of(unshipped_limit_seconds=900.0, oldest_unshipped_seconds=850.0),
     of_worker(segment_bytes=95 << 20),
     of_compaction(retention_from=1e9),  # the day is over, and the next look deletes
+    of_compaction(restarts=1, failed_starts=2, failed_looks=4, failures=9),
+    of_committer(restarts=1, failed_starts=2),
     of_uploader(repeated=3, other_bodies=1, keys_expired=3),
     of_committer(waiting_batches=3, oldest_waiting_seconds=350.0, conflicts=5, failures=5, failing=1, recreated=1),
     of_uploader(rescued=3, dead_letters=3, damaged=3, lost_segments=3),  # counted, and acknowledged since

@@ -286,6 +286,12 @@ FIRES: list[tuple[str, Series, set[str]]] = [
     ("idempotency keys are forgotten early", issue("keys_cut", severity="info"), {"ArcpipeKeysCut"}),
     ("retention waits", issue("retention_waits", severity="info"), {"ArcpipeRetentionWaits"}),
     ("compaction is down", issue("compaction_down"), {"ArcpipeCompactionDown"}),
+    ("compaction fails", issue("compaction_failing"), {"ArcpipeCompactionFailing"}),
+    (
+        "compaction runs out of memory",
+        {'arcpipe_restarts_total{process="compaction"}': "0x40 1x9 2x9 3x20"},
+        {"ArcpipeRestarts"},
+    ),
     ("tables are stopped", issue("tables_stopped", severity="critical"), {"ArcpipeTablesStopped"}),
     ("a table refuses", issue("table_refused", severity="critical"), {"ArcpipeTableRefused"}),
     ("files are missing", issue("table_files_missing", severity="critical"), {"ArcpipeTableFilesMissing"}),
