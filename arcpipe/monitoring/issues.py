@@ -404,6 +404,16 @@ def _findings_unreadable(snapshot: Snapshot) -> Found:
 # Certificates and tokens
 
 
+def _reload_refused(snapshot: Snapshot) -> Found:
+    if parts := snapshot.reload_refused:
+        revoked = ": a token that was revoked since is still accepted" if "the tokens file" in parts else ""
+        yield (
+            f"the last reload could not use {', '.join(parts)}, and what was in force before still is{revoked}",
+            "the log says why ('refused'); mend the file, and reload again (`systemctl reload arcpipe`, or SIGHUP): a "
+            "restart would fail, too",
+        )
+
+
 def _certificate_expired(snapshot: Snapshot) -> Found:
     return _certificate(snapshot, is_over=True)
 
@@ -482,6 +492,7 @@ RULES: Final = (
     Rule("quarantine", "warning", _quarantine),
     Rule("findings_unreadable", "warning", _findings_unreadable),
     Rule("keys_unreadable", "warning", _keys_unreadable),
+    Rule("reload_refused", "warning", _reload_refused),
     Rule("certificate_expires", "warning", _certificate_expires),
     Rule("client_ca_expires", "warning", _client_ca_expires),
     Rule("token_expires", "warning", _token_expires),

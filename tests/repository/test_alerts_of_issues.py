@@ -117,6 +117,7 @@ WRONG: list[tuple[str, Change]] = [
     ("certificate_expires", ends("certificate", -1)),
     ("client_ca_expires", ends("client_ca", -1)),
     ("token_expires", ends("token", 10)),
+    ("reload_refused", of(reload_refused=["the tokens file"])),
     ("compaction_down", of_compaction(alive=False)),
     ("compaction_down", of_compaction(failed_starts=3)),
     ("compaction_failing", of_compaction(failed_looks=5)),

@@ -287,6 +287,7 @@ FIRES: list[tuple[str, Series, set[str]]] = [
     ("retention waits", issue("retention_waits", severity="info"), {"ArcpipeRetentionWaits"}),
     ("compaction is down", issue("compaction_down"), {"ArcpipeCompactionDown"}),
     ("compaction fails", issue("compaction_failing"), {"ArcpipeCompactionFailing"}),
+    ("a reload was refused", issue("reload_refused"), {"ArcpipeReloadRefused"}),
     (
         "compaction runs out of memory",
         {'arcpipe_restarts_total{process="compaction"}': "0x40 1x9 2x9 3x20"},
