@@ -97,6 +97,8 @@ class StatusServer:
         if url.startswith(_UNIX) and len(url) > len(_UNIX):
             _needs_tls(authorities, url, False)
             return cls(url, url, 0, _PATH, None, token)
+        if "@" in url.partition("://")[2].partition("/")[0]:  # it may be a token, which must not be shown
+            raise ArcpipeError("--url: it has a user or a password; give the token by --token-file or ARCPIPE_TOKEN")
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
