@@ -247,6 +247,11 @@ FIRES: list[tuple[str, Series, set[str]]] = [
         {"ArcpipeNobodyIsServed", "ArcpipeClientsRefused"},
     ),
     (
+        "every sender of OTLP has a token that has expired",
+        NOBODY | {'arcpipe_http_requests_total{route="/v1/traces",status="401"}': "0+10x80"},
+        {"ArcpipeNobodyIsServed", "ArcpipeClientsRefused"},
+    ),
+    (
         "a few slow clients, all of them refused",
         NOBODY | {'arcpipe_http_requests_total{route="/write/v2/msgpack",status="403"}': "0+0.25x80"},
         {"ArcpipeNobodyIsServed", "ArcpipeClientsRefused"},
@@ -356,6 +361,15 @@ QUIET: list[tuple[str, Series]] = [
     # Of before: it counted up to 300 s although flush.max_age_seconds lets records wait for longer. Now health decides.
     ("records wait as long as they may", {"arcpipe_oldest_unshipped_seconds": "850x80"}),
 ]
+
+
+def test_refusals_on_every_path_that_takes_records_are_counted() -> None:
+    [rule] = [rule for rule in all_rules() if rule.get("record") == "job_instance:arcpipe_refused:increase10m"]
+    [counted] = re.findall(r'route=~"([^"]+)"', rule["expr"])
+    paths = yaml.safe_load((OPS.parent / "docs/openapi.yaml").read_text())["paths"]
+    posted = {path for path, item in paths.items() if "post" in item} - {"/query"}
+    assert len(posted) > 8
+    assert {path for path in posted if not re.fullmatch(counted, path)} == set()
 
 
 def scenario(name: str, series: Series, alerts: set[str]) -> dict[str, Any]:
