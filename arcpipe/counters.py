@@ -299,6 +299,7 @@ class Committer:
         UNREACHABLE,  # gauge: 1 while catalogue or warehouse do not work
         RESTARTS,
         FAILED_STARTS,  # gauge: consecutive starts that failed, or were followed by an early death
+        UPKEEP_FAILURES,
         SIZE,
         *_,
     ) = range(_FIELDS)

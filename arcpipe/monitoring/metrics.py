@@ -466,6 +466,8 @@ def _tables(snapshot: Snapshot) -> Iterator[Metric]:
         ("failures", "Commits and rounds that failed and are tried again.", committer.failures),
         ("recreated", "Tables that were made anew, because somebody had dropped them.", committer.recreated),
         ("handed_over", "Batches that were handed over to be committed.", committer.handed_over),
+        ("upkeeps", "Upkeeps of a table.", committer.maintained),
+        ("upkeep_failures", "Upkeeps that failed and are tried again.", committer.upkeep_failures),
     ):
         yield CounterMetricFamily(f"arcpipe_tables_{name}", text, value)
     gauges: list[tuple[str, str, float]] = [
