@@ -57,7 +57,8 @@ def panels() -> list[dict[str, Any]]:
 
 def existing_names(tmp_path: Path) -> set[str]:
     """Of every sample that /metrics may have."""
-    settings = load(None, {"ARCPIPE_WAL_DIR": str(tmp_path / "wal"), "ARCPIPE_TABLES_FORMAT": "delta"})
+    wanted = {"ARCPIPE_TABLES_FORMAT": "delta", "ARCPIPE_COMPACTION_ENABLED": "true"}
+    settings = load(None, {"ARCPIPE_WAL_DIR": str(tmp_path / "wal")} | wanted)
     WALDirectory(settings.wal.dir).make()
     counters = Counters(1)
     counters.uploader[Uploader.LAST_UPLOAD_US] = counters.committer[Committer.LAST_COMMIT_US] = 1
