@@ -264,6 +264,7 @@ class Compaction:
         EXPIRED_FILES,
         EXPIRED_BYTES,
         RETENTION_FROM,  # gauge: seconds since the epoch before which retention deletes nothing; 0 if it does not wait
+        FAILED_LOOKS,  # gauge: consecutive looks that failed, or in which something failed
         SIZE,
         *_,
     ) = range(_FIELDS)
@@ -298,6 +299,7 @@ class Committer:
         UNREACHABLE,  # gauge: 1 while catalogue or warehouse do not work
         RESTARTS,
         FAILED_STARTS,  # gauge: consecutive starts that failed, or were followed by an early death
+        UPKEEP_FAILURES,
         SIZE,
         *_,
     ) = range(_FIELDS)
@@ -325,6 +327,7 @@ class Node:
     - TOKENS_LOADED and TLS_LOADED count successful reads of tokens and certificate. A worker with a lower number in its
       own block reads them again.
     - RELOADS counts requests to reload. At each the workers open their access log again.
+    - RELOAD_REFUSED has a bit for each of RELOAD_PARTS that the last reload could not use.
     - UNLISTED is 1 while the WAL directory cannot be listed.
     - UNRECOVERED_SEGMENTS and UNRECOVERED_BYTES are of dead workers' segments that could not be recovered yet. They are
       part of the backlog. The name of the first one begins at UNRECOVERED_NAME.
@@ -353,10 +356,15 @@ class Node:
         MEASURED_US,
         REPLACED,
         UNLOCKED,
+        RELOAD_REFUSED,
         UNRECOVERED_NAME,
         *_,
     ) = range(_FIELDS)
     SIZE: Final = UNRECOVERED_NAME + _NAME_WORDS
+
+
+RELOAD_PARTS: Final = ("the settings", "the tokens file", "the certificate")
+"""What a reload reads, each by itself. A part that cannot be used is refused, and the former one stays in force."""
 
 
 def figures_hold_seconds(node: memoryview) -> float:

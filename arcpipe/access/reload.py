@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from arcpipe import logs
 from arcpipe.access import expiry, tokens
 from arcpipe.access.tls import ServerTLS
-from arcpipe.counters import ENDINGS, Counters, Endings, Node, Worker, pack_name
+from arcpipe.counters import ENDINGS, RELOAD_PARTS, Counters, Endings, Node, Worker, pack_name
 from arcpipe.errors import ArcpipeError
 from arcpipe.logs import line_writer
 
@@ -137,6 +137,7 @@ class Changeable:
                 _warn_if_readable_by_others(self._settings.server.tls_key, "server.tls_key")
                 self._node[Node.TLS_LOADED] += 1
         self.note_endings()
+        self._node[Node.RELOAD_REFUSED] = sum(1 << RELOAD_PARTS.index(part) for part in self._refused)
         self._node[Node.RELOADS] += 1
         self._deadline = time.monotonic() + _RELOAD_SECONDS
 

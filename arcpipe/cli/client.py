@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import re
 import ssl
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ from msgspec import Struct
 
 from arcpipe.cli.unix_http import UnixHTTPConnection
 from arcpipe.errors import ArcpipeError
+from arcpipe.units import KB, MB
 
 if TYPE_CHECKING:
     from arcpipe.config.listeners import Listener
@@ -24,7 +26,11 @@ if TYPE_CHECKING:
     from arcpipe.monitoring.health import Picture
 
 _PATH: Final = "/api/v1/status"
-_TIMEOUT_SECONDS: Final = 5.0
+_TIMEOUT_SECONDS: Final = 5.0  # for the connection, and for each piece of the answer
+_ANSWER_SECONDS: Final = 30.0  # for the whole body
+# That of 256 workers has 1 MB. Whatever else listens at the address must not fill the memory.
+_MAX_ANSWER_BYTES: Final = 16 * MB
+_PIECE_BYTES: Final = 64 * KB
 _UNIX: Final = "unix:"
 _BLANKS: Final = re.compile(r"[\x00-\x20\x7f]")
 _TOKEN: Final = re.compile(r"[\x21-\x7e]*")
@@ -91,6 +97,8 @@ class StatusServer:
         if url.startswith(_UNIX) and len(url) > len(_UNIX):
             _needs_tls(authorities, url, False)
             return cls(url, url, 0, _PATH, None, token)
+        if "@" in url.partition("://")[2].partition("/")[0]:  # it may be a token, which must not be shown
+            raise ArcpipeError("--url: it has a user or a password; give the token by --token-file or ARCPIPE_TOKEN")
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
@@ -155,7 +163,7 @@ class StatusServer:
         try:
             connection.request("GET", path, headers=self._headers)
             response = connection.getresponse()
-            body = response.read()
+            body = _body_of(response)
         except TimeoutError:
             raise NotAnswering(f"not answering within {_TIMEOUT_SECONDS:g} s") from None
         except ssl.SSLCertVerificationError as error:
@@ -203,6 +211,26 @@ def decode(body: bytes) -> Picture | Outline:
         return msgspec.json.decode(body, type=Outline)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         raise NotAnswering(f"the answer is not that of an arcpipe: {error}") from None
+
+
+def _body_of(response: http.client.HTTPResponse) -> bytes:
+    """Read the body of an answer, up to _MAX_ANSWER_BYTES and for _ANSWER_SECONDS.
+
+    Raises:
+        NotAnswering: it is larger, or does not end.
+        OSError, HTTPException: the connection failed, or ended before the body.
+    """
+    deadline = time.monotonic() + _ANSWER_SECONDS
+    body = bytearray()
+    while piece := response.read1(_PIECE_BYTES):
+        body += piece
+        if len(body) > _MAX_ANSWER_BYTES:
+            raise NotAnswering(f"its answer has more than {_MAX_ANSWER_BYTES // MB} MB, so it is not an arcpipe")
+        if time.monotonic() > deadline:
+            raise NotAnswering(f"its answer did not end within {_ANSWER_SECONDS:g} s")
+    if response.length:  # read1() does not tell it
+        raise http.client.IncompleteRead(bytes(body), response.length)
+    return bytes(body)
 
 
 def _needs_tls(authorities: Path | None, url: str, is_tls: bool) -> None:

@@ -140,6 +140,8 @@ def read_urls(urls: str | Sequence[str]) -> list[Node]:
 def _read_url(url: str) -> Node:
     if url.startswith("unix:") and len(url) > len("unix:"):
         return Node(url, url.removeprefix("unix:"), 0, "unix", "")
+    if "@" in url.partition("://")[2].partition("/")[0]:  # first of all: other texts show the URL
+        raise ClientError("url: it has a user or a password; give the token as the option token")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -147,8 +149,6 @@ def _read_url(url: str) -> Node:
         host, port, parts = None, None, urlsplit("")
     if not host or parts.scheme not in ("http", "https") or parts.query or parts.fragment or not _VISIBLE.match(url):
         raise ClientError(f"url: {url!r} is not a URL such as http://127.0.0.1:8000 or unix:/path/of.sock")
-    if parts.username is not None or parts.password is not None:
-        raise ClientError("url: it has a user or a password; give the token as the option token")
     if parts.scheme == "https":
         return Node(url, host, port or 443, "https", parts.path.rstrip("/"))
     return Node(url, host, port or 80, "http", parts.path.rstrip("/"))

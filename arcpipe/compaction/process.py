@@ -112,6 +112,7 @@ class CompactionProcess:
                 pause = _BUSY_SECONDS
             except Exception as error:  # of any kind: the lake stays as it is, and the next look tries again
                 self._note(error)
+                self._block[Compaction.FAILED_LOOKS] += 1
                 pause = _RETRY_SECONDS
             await self._wait(pause)
 
@@ -123,12 +124,15 @@ class CompactionProcess:
             Busy: `arcpipe compact` is at work.
             Exception: nothing can be done now.
         """
+        failures = self._block[Compaction.FAILURES]
         await self._compactor.finish()
         self._block[Compaction.STOPPED] = 0
         if self._settings.retention.days:
             await self._expire()
         if self._settings.compaction.enabled:
             await self._merge_all()
+        has_failed = self._block[Compaction.FAILURES] > failures
+        self._block[Compaction.FAILED_LOOKS] = self._block[Compaction.FAILED_LOOKS] + 1 if has_failed else 0
         self._block[Compaction.LOOKS] += 1
         self._block[Compaction.LAST_LOOK_US] = steady_us()
 

@@ -64,6 +64,13 @@ def problems_of(settings: Settings) -> Iterator[Problem]:
 
 def warnings_of(settings: Settings) -> Iterator[str]:
     """Describe combinations of settings that work, and are not safe."""
+    server = settings.server
+    if server.tls_cert and not any(one.tls for one in server.all_listeners()):
+        wanted = "the certificate, and server.tls_client_ca," if server.tls_client_ca else "the certificate"
+        yield (
+            f"server.tls_cert = {server.tls_cert} is not used: no listener speaks TLS, so {wanted} protect nobody. "
+            "Set tls = true for entries of server.listeners, or a server.host"
+        )
     store = parse_storage_url(settings.storage.url)
     if isinstance(store, FileLocation) and _is_within(settings.wal.dir, str(store.path)):
         yield (

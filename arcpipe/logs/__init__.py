@@ -3,7 +3,8 @@
 Every record is one write to the file descriptor, because several processes share it and their lines must not
 interleave. No process waits for the reader of its lines (`logs.stderr`). A repeated warning is written at most 20 times
 in 10 seconds. After that time, and at the end of the process (`flush`), the last one that was held back follows, with
-their number as `held_back`. This module knows nothing of the settings: it gets level, format and name of the process.
+their number as `held_back`. While it goes on as fast, that line is all that each further 10 seconds have of it. This
+module knows nothing of the settings: it gets level, format and name of the process.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _LAST_LINES_SECONDS: Final = 1.0
 # Libraries that log every request at DEBUG; botocore even logs signed headers.
 _TALKATIVE = ("aiobotocore", "aiohttp", "asyncio", "botocore", "urllib3")
 
-# The same warning, with any arguments, is written _REPEATS times in _REPEAT_SECONDS.
+# The same warning, with any arguments, is written _REPEATS times in _REPEAT_SECONDS. If it came more often in one such
+# time, nothing of it is written in the next one but the last: a fault that lasts for days must not fill a disk.
 _REPEATS: Final = 20
 _REPEAT_SECONDS: Final = 10.0
 # Different warnings that are counted at a time; further ones count as one.
@@ -147,9 +149,9 @@ class _OneWriteHandler(logging.Handler):
             key = (record.name, record.levelno, "")
             repeats = self._repeats.get(key)
         if repeats is None:
-            repeats = self._repeats[key] = _Repeats(now)
+            repeats = self._repeats[key] = _Repeats(now, _REPEATS)
         repeats.count += 1
-        if repeats.count <= _REPEATS:
+        if repeats.count <= repeats.allowed:
             return False
         record.exc_info = None  # earlier ones showed it, and it would keep the frames alive
         repeats.latest = record
@@ -161,7 +163,9 @@ class _OneWriteHandler(logging.Handler):
             repeats = self._repeats.pop(key, None)
             if repeats is None or (latest := repeats.latest) is None:
                 continue
-            latest.fields = {**fields_of(latest), "held_back": repeats.count - _REPEATS}
+            if repeats.count > _REPEATS and before < math.inf:
+                self._repeats[key] = _Repeats(before + _REPEAT_SECONDS, allowed=0)
+            latest.fields = {**fields_of(latest), "held_back": repeats.count - repeats.allowed}
             self._put(latest)
 
     def _put(self, record: logging.LogRecord) -> None:
@@ -174,12 +178,13 @@ class _OneWriteHandler(logging.Handler):
 
 
 class _Repeats:
-    """A recent warning: the time of the first, their number, and the last one that was held back."""
+    """A recent warning: when it is counted from, how many are written, their number, and the last one held back."""
 
-    __slots__ = ("count", "latest", "since")
+    __slots__ = ("allowed", "count", "latest", "since")
 
-    def __init__(self, since: float) -> None:
+    def __init__(self, since: float, allowed: int) -> None:
         self.since = since
+        self.allowed = allowed
         self.count = 0
         self.latest: logging.LogRecord | None = None
 

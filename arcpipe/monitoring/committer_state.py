@@ -56,6 +56,7 @@ class CommitterState(Struct, frozen=True):
     reason: str  # why it is stopped, or unreachable; empty if it is neither
     tables: int  # that this process of it has met
     listed: list[TableState]  # some of them, those with a problem first
+    upkeep_failures: int = 0  # upkeeps that failed, and are tried again
 
 
 def committer_state(settings: Settings, counters: Counters, now: int) -> CommitterState:
@@ -98,4 +99,5 @@ def committer_state(settings: Settings, counters: Counters, now: int) -> Committ
         reason=told.stopped if stopped else told.unreachable if unreachable else "",
         tables=told.tables,
         listed=told.listed[:_MOST_LISTED],
+        upkeep_failures=block[Committer.UPKEEP_FAILURES],
     )

@@ -11,9 +11,9 @@ from arcpipe.access.expiry import date
 from arcpipe.monitoring import issues_of_tables as tables
 from arcpipe.monitoring.directory_look import Unacknowledged
 from arcpipe.monitoring.process_state import UploaderState, WorkerState
-from arcpipe.monitoring.rule import Found, Rule
+from arcpipe.monitoring.rule import FAILED_STARTS, Found, Rule
 from arcpipe.monitoring.rule import Severity as Severity
-from arcpipe.monitoring.snapshot import UNSHIPPED_SECONDS, Ending, Snapshot
+from arcpipe.monitoring.snapshot import UNSHIPPED_SECONDS, Ending, Snapshot, upkeep_of
 
 _RECENT_SECONDS: Final = 300.0  # age up to which a failed write is an issue
 _DENIED_SECONDS: Final = 150.0  # the same for a refusal of the store: tries follow each other by less
@@ -23,7 +23,8 @@ _DISK_USED: Final = 0.8  # of the disk
 _BACKLOG_USED: Final = 0.5  # of wal.max_backlog_mb
 _STARTING_SECONDS: Final = 5.0  # time for the first start of a process; the same as for a silent one
 _COMPACTION_SECONDS: Final = 60.0  # time for the first start of compaction, which comes last
-_FAILED_STARTS: Final = 3  # in a row; the issue "restarts" reports one or two
+# Looks of compaction in a row. One that fails as a whole is tried again each minute, one that fails in part each hour.
+_FAILED_LOOKS: Final = 5
 
 _SALVAGE: Final = (
     "arcpipe tries again by itself; the log says why it fails; check the disk (dmesg, smartctl). If it still fails, "
@@ -78,7 +79,7 @@ def _failed_starts(snapshot: Snapshot) -> Found:
     processes: list[tuple[str, WorkerState | UploaderState]] = [("the uploader", snapshot.uploader)]
     processes += [(f"ingest {worker.slot}", worker) for worker in snapshot.workers]
     for who, process in processes:
-        if process.failed_starts >= _FAILED_STARTS:
+        if process.failed_starts >= FAILED_STARTS:
             yield (
                 f"{who} could not be started or ended soon after its start, {process.failed_starts} times in a row",
                 "it is tried again every few seconds, and the others go on; the log says why it fails "
@@ -87,23 +88,38 @@ def _failed_starts(snapshot: Snapshot) -> Found:
 
 
 def _restarts(snapshot: Snapshot) -> Found:
-    if snapshot.worker_restarts or snapshot.uploader_restarts:
+    deaths = {"a worker": snapshot.worker_restarts, "the uploader": snapshot.uploader_restarts}
+    deaths |= {name: process.restarts for name, process in upkeep_of(snapshot)}
+    if any(deaths.values()):
+        told = ", ".join(f"{count} × {name}" for name, count in deaths.items())
         yield (
-            f"processes have died since the start: {snapshot.worker_restarts} × a worker, "
-            f"{snapshot.uploader_restarts} × the uploader",
+            f"processes have died since the start: {told}",
             "the log says how each died ('died:'); SIGKILL usually means that memory ran out (dmesg)",
         )
 
 
 def _compaction_down(snapshot: Snapshot) -> Found:
     compaction = snapshot.compaction
-    if compaction is None or compaction.alive or snapshot.draining or snapshot.uptime_seconds < _COMPACTION_SECONDS:
+    if compaction is None or snapshot.draining or snapshot.uptime_seconds < _COMPACTION_SECONDS:
         return
+    if compaction.alive and compaction.failed_starts < FAILED_STARTS:
+        return  # one that ends early again and again has a heartbeat now and then
     yield (
         f"compaction has sent no heartbeat for {compaction.heartbeat_age_seconds:.0f} s, and has failed to start or "
         f"ended early {compaction.failed_starts} times in a row",
         "uploads go on, and small files stay as they are; the log shows why it died ('compaction')",
     )
+
+
+def _compaction_failing(snapshot: Snapshot) -> Found:
+    compaction = snapshot.compaction
+    if compaction is not None and compaction.failed_looks >= _FAILED_LOOKS and not compaction.stopped:
+        yield (
+            f"the last {compaction.failed_looks} looks of compaction through the lake failed, at least in part: small "
+            "files stay as they are, and hours may stay that retention.days says to delete",
+            "the log says why ('is tried again later'); check the store, and that the server may list, read and delete "
+            "there",
+        )
 
 
 def _compaction_stopped(snapshot: Snapshot) -> Found:
@@ -388,6 +404,16 @@ def _findings_unreadable(snapshot: Snapshot) -> Found:
 # Certificates and tokens
 
 
+def _reload_refused(snapshot: Snapshot) -> Found:
+    if parts := snapshot.reload_refused:
+        revoked = ": a token that was revoked since is still accepted" if "the tokens file" in parts else ""
+        yield (
+            f"the last reload could not use {', '.join(parts)}, and what was in force before still is{revoked}",
+            "the log says why ('refused'); mend the file, and reload again (`systemctl reload arcpipe`, or SIGHUP): a "
+            "restart would fail, too",
+        )
+
+
 def _certificate_expired(snapshot: Snapshot) -> Found:
     return _certificate(snapshot, is_over=True)
 
@@ -455,6 +481,7 @@ RULES: Final = (
     *tables.CRITICAL,
     Rule("compaction_stopped", "warning", _compaction_stopped),
     Rule("compaction_down", "warning", _compaction_down),
+    Rule("compaction_failing", "warning", _compaction_failing),
     *tables.WARNING,
     Rule("segment_too_old", "warning", _segment_too_old),
     Rule("failed_starts", "warning", _failed_starts),
@@ -465,6 +492,7 @@ RULES: Final = (
     Rule("quarantine", "warning", _quarantine),
     Rule("findings_unreadable", "warning", _findings_unreadable),
     Rule("keys_unreadable", "warning", _keys_unreadable),
+    Rule("reload_refused", "warning", _reload_refused),
     Rule("certificate_expires", "warning", _certificate_expires),
     Rule("client_ca_expires", "warning", _client_ca_expires),
     Rule("token_expires", "warning", _token_expires),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from arcpipe.monitoring.committer_state import CommitterState
-from arcpipe.monitoring.rule import Found, Rule
+from arcpipe.monitoring.rule import FAILED_STARTS, Found, Rule
 from arcpipe.monitoring.snapshot import Snapshot
 
 _STARTING_SECONDS: Final = 60.0  # time for the first start of the committer
@@ -18,8 +18,10 @@ _SHOWN: Final = 3  # tables that a message names
 
 def _committer_down(snapshot: Snapshot) -> Found:
     committer = snapshot.committer
-    if committer is None or committer.alive or snapshot.draining or snapshot.uptime_seconds < _STARTING_SECONDS:
+    if committer is None or snapshot.draining or snapshot.uptime_seconds < _STARTING_SECONDS:
         return
+    if committer.alive and committer.failed_starts < FAILED_STARTS:
+        return  # one that ends early again and again has a heartbeat now and then
     yield (
         f"the committer has sent no heartbeat for {committer.heartbeat_age_seconds:.0f} s, and has failed to start or "
         f"ended early {committer.failed_starts} times in a row",

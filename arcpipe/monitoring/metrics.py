@@ -22,11 +22,17 @@ from prometheus_client.registry import Collector
 
 from arcpipe.counters import LIMITED_BY, LIMITS, REFUSAL_CODES, Usage
 from arcpipe.monitoring import health
+from arcpipe.monitoring.snapshot import upkeep_of
 from arcpipe.units import KB
 
 if TYPE_CHECKING:
-    from arcpipe.monitoring.process_state import Distribution, UploaderState, WorkerState
+    from typing import TypeAlias
+
+    from arcpipe.monitoring.committer_state import CommitterState
+    from arcpipe.monitoring.process_state import CompactionState, Distribution, UploaderState, WorkerState
     from arcpipe.monitoring.snapshot import Snapshot
+
+    _Process: TypeAlias = WorkerState | UploaderState | CompactionState | CommitterState
 
 _OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 _TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -111,16 +117,19 @@ def _instance(snapshot: Snapshot) -> Iterator[Metric]:
     restarts = CounterMetricFamily("arcpipe_restarts", "Processes that died and were replaced.", labels=["process"])
     restarts.add_metric(["ingest"], snapshot.worker_restarts)
     restarts.add_metric(["uploader"], snapshot.uploader_restarts)
+    upkeep = upkeep_of(snapshot)
+    for name, process in upkeep:
+        restarts.add_metric([name], process.restarts)
     yield restarts
-    processes: list[tuple[str, WorkerState | UploaderState]] = [("uploader", snapshot.uploader)]
+    processes: list[tuple[str, _Process]] = [("uploader", snapshot.uploader), *upkeep]
     processes += [(f"ingest {worker.slot}", worker) for worker in snapshot.workers]
     up = GaugeMetricFamily("arcpipe_process_up", "1 while a process sends heartbeats.", labels=["process"])
     text = "Consecutive starts that failed, or were followed by an early death; 0 once a process is well."
     failed = GaugeMetricFamily("arcpipe_process_failed_starts", text, labels=["process"])
     up.add_metric(["supervisor"], int(snapshot.supervisor_alive))
-    for name, process in processes:
-        up.add_metric([name], int(process.alive))
-        failed.add_metric([name], process.failed_starts)
+    for name, one in processes:
+        up.add_metric([name], int(one.alive))
+        failed.add_metric([name], one.failed_starts)
     yield up
     yield failed
     yield from _processes(snapshot)
@@ -438,6 +447,7 @@ def _compaction(snapshot: Snapshot) -> Iterator[Metric]:
         ("waiting_hours", "Hours that this look has still to merge.", compaction.waiting_hours),
         ("waiting_files", "Files in these hours.", compaction.waiting_files),
         ("left_files", "Files that cannot be merged and stay as they are.", compaction.left_alone),
+        ("failed_looks", "Looks in a row that failed, at least in part; 0 once one is well.", compaction.failed_looks),
         ("stopped", "1 while a plan waits for an operator.", int(compaction.stopped)),
     ):
         yield _gauge(f"arcpipe_compaction_{name}", text, value)
@@ -456,6 +466,8 @@ def _tables(snapshot: Snapshot) -> Iterator[Metric]:
         ("failures", "Commits and rounds that failed and are tried again.", committer.failures),
         ("recreated", "Tables that were made anew, because somebody had dropped them.", committer.recreated),
         ("handed_over", "Batches that were handed over to be committed.", committer.handed_over),
+        ("upkeeps", "Upkeeps of a table.", committer.maintained),
+        ("upkeep_failures", "Upkeeps that failed and are tried again.", committer.upkeep_failures),
     ):
         yield CounterMetricFamily(f"arcpipe_tables_{name}", text, value)
     gauges: list[tuple[str, str, float]] = [

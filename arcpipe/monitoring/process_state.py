@@ -180,6 +180,7 @@ class CompactionState(Struct, frozen=True):
     expired_files: int = 0
     expired_bytes: int = 0
     retention_from: float = 0.0  # seconds since the epoch before which retention deletes nothing; 0 if it does not wait
+    failed_looks: int = 0  # consecutive ones that failed, or in which something failed
 
 
 def compaction_state(counters: Counters, now: int) -> CompactionState:
@@ -212,6 +213,7 @@ def compaction_state(counters: Counters, now: int) -> CompactionState:
         expired_files=block[Compaction.EXPIRED_FILES],
         expired_bytes=block[Compaction.EXPIRED_BYTES],
         retention_from=float(block[Compaction.RETENTION_FROM]),
+        failed_looks=block[Compaction.FAILED_LOOKS],
     )
 
 

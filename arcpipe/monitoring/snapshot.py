@@ -20,6 +20,7 @@ from arcpipe.counters import (
     ANNOUNCED,
     BEGUN,
     ENDINGS,
+    RELOAD_PARTS,
     STATUSES,
     Committer,
     Compaction,
@@ -123,6 +124,13 @@ class Snapshot(Struct, frozen=True):
     waiting_segments: int = 0
     next_batch_seconds: float = 0.0  # until `uploader.interval_seconds` after the last batch; it may come earlier
     committer: CommitterState | None = None  # without tables
+    reload_refused: list[str] = []  # parts that the last reload could not use: settings, tokens file, certificate
+
+
+def upkeep_of(snapshot: Snapshot) -> list[tuple[str, CompactionState | CommitterState]]:
+    """Return the processes that nobody waits for, by name; only those that the settings want."""
+    processes = [("compaction", snapshot.compaction), ("committer", snapshot.committer)]
+    return [(name, process) for name, process in processes if process is not None]
 
 
 _LEVELS: Final = {30: "warning", 40: "error", 50: "critical"}  # of `logging`
@@ -197,6 +205,7 @@ def take(settings: Settings, counters: Counters, routes: Sequence[str], look: Di
         ),
         next_batch_seconds=_next_batch_seconds(settings.batch_interval_seconds, uploader.planned_age_seconds),
         committer=committer_state(settings, counters, now) if settings.has_tables else None,
+        reload_refused=[part for bit, part in enumerate(RELOAD_PARTS) if node[NodeBlock.RELOAD_REFUSED] >> bit & 1],
     )
 
 

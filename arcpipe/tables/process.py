@@ -218,6 +218,7 @@ class CommitterProcess:
             except Dropped:
                 del self._upkeep_due[table]
             except Exception as error:  # of any kind: the next time will do
+                self._block[Block.UPKEEP_FAILURES] += 1
                 expected = isinstance(error, (ArcpipeError, OSError))
                 log.warning(
                     "the upkeep of table %r.%r failed, and is tried again: %s",
@@ -236,9 +237,11 @@ class CommitterProcess:
             found = await committer.all_tables(unreadable)
         except Exception as error:  # of any kind: the next time will do
             self._look_due = now + _UPKEEP_SECONDS
+            self._block[Block.UPKEEP_FAILURES] += 1
             log.warning("the upkeep of tables that nobody writes to has to wait: %s", error)
             return
         for table, problem in unreadable.items():
+            self._block[Block.UPKEEP_FAILURES] += 1
             log.warning("the upkeep of table %r.%r has to wait: it cannot be read: %s", *table, problem)
         for table in found:
             self._upkeep_due.setdefault(table, now + random.uniform(0.0, 0.25) * _IDLE_SECONDS)

@@ -153,6 +153,21 @@ def test_what_a_pod_has_is_what_a_node_needs() -> None:
     assert settings["auth"] == {"enabled": True, "tokens_file": "/etc/arcpipe/auth/tokens.toml"}
 
 
+def test_the_rules_find_what_the_service_monitor_scrapes() -> None:
+    """The operator takes the job from this label of the Service; without it, from the Service's name."""
+    objects = rendered(*_EVERYTHING)
+    label = objects["ServiceMonitor/here-arcpipe"]["spec"]["jobLabel"]
+    job = objects["Service/here-arcpipe-nodes"]["metadata"]["labels"][label]
+    rules = yaml.safe_dump(objects["PrometheusRule/here-arcpipe"]["spec"])
+    assert set(re.findall(r'job="(\w+)"', rules)) == {job}
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/lake", "az://container/lake"])
+def test_stores_of_other_clouds_are_taken(url: str) -> None:
+    settings = tomllib.loads(config_of(rendered(f"config.storage.url={url}", _NEEDED[1])))
+    assert settings["storage"]["url"] == url
+
+
 @pytest.mark.parametrize(
     ("values", "wanted"),
     [

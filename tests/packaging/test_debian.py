@@ -64,6 +64,34 @@ def test_without_a_compiler_the_build_says_what_it_needs(tmp_path: Path) -> None
     assert not (tmp_path / "dist").exists()
 
 
+@pytest.mark.parametrize(
+    ("version", "unit", "done"),
+    [
+        ("", "disabled", "deb-systemd-invoke start arcpipe.service"),
+        ("0.1", "masked", "deb-systemd-invoke start arcpipe.service"),  # removed, not purged, and installed again
+        ("0.1", "enabled", "systemctl kill --kill-whom=main --signal=USR2 arcpipe.service"),
+    ],
+)
+def test_an_installation_starts_the_service_and_an_upgrade_signals_it(
+    tmp_path: Path, version: str, unit: str, done: str
+) -> None:
+    """After a removal dpkg names the last version, as it does for an upgrade."""
+    log = tmp_path / "log"
+    for name in ("systemd-sysusers", "systemd-tmpfiles", "py3compile", "deb-systemd-helper", "deb-systemd-invoke"):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho "{name} $*" >> {log}\n')
+    (tmp_path / "systemctl").write_text(
+        f'#!/bin/sh\necho "systemctl $*" >> {log}\ncase "$1" in is-enabled) echo {unit};; esac\n'
+    )
+    for tool in tmp_path.iterdir():
+        tool.chmod(0o755)
+    script = (ROOT / "packaging/deb/postinst").read_text().replace("/run/systemd/system", str(tmp_path))
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(["sh", "-c", script, "postinst", "configure", version], env=env, check=True)
+    ran = log.read_text().splitlines()
+    assert done in ran
+    assert sum(line.startswith(("deb-systemd-invoke", "systemctl kill")) for line in ran) == 1
+
+
 @long
 @on_debian
 def test_two_builds_are_the_same_bytes_with_the_kernel_in_them(tmp_path: Path) -> None:

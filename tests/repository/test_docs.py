@@ -388,7 +388,8 @@ def test_the_recovery_page_s_python_runs_on_a_log_that_a_crash_left(
         [{"measurement": "cpu", "_database": "production", "time": 1_700_000_000, "host": "web-1", "usage": 0.5}]
     ]
 
-    Path("letter.msgpack").write_bytes(msgpack.packb([1, "lab", {}, {"m": "cpu", "columns": {"v": [1]}}]))
+    letter = [1, "lab", {}, {"m": "cpu", "columns": {"v": ["\udcff"]}}]
+    Path("letter.msgpack").write_bytes(msgpack.packb(letter, unicode_errors="surrogateescape"))
     monkeypatch.setattr(sys, "argv", ["read.py", "letter.msgpack"])
     with contextlib.redirect_stdout(printed):
         exec(compile(dead_letter[0], "docs/recovery.md", "exec"), {})

@@ -57,7 +57,8 @@ def panels() -> list[dict[str, Any]]:
 
 def existing_names(tmp_path: Path) -> set[str]:
     """Of every sample that /metrics may have."""
-    settings = load(None, {"ARCPIPE_WAL_DIR": str(tmp_path / "wal"), "ARCPIPE_TABLES_FORMAT": "delta"})
+    wanted = {"ARCPIPE_TABLES_FORMAT": "delta", "ARCPIPE_COMPACTION_ENABLED": "true"}
+    settings = load(None, {"ARCPIPE_WAL_DIR": str(tmp_path / "wal")} | wanted)
     WALDirectory(settings.wal.dir).make()
     counters = Counters(1)
     counters.uploader[Uploader.LAST_UPLOAD_US] = counters.committer[Committer.LAST_COMMIT_US] = 1
@@ -247,6 +248,11 @@ FIRES: list[tuple[str, Series, set[str]]] = [
         {"ArcpipeNobodyIsServed", "ArcpipeClientsRefused"},
     ),
     (
+        "every sender of OTLP has a token that has expired",
+        NOBODY | {'arcpipe_http_requests_total{route="/v1/traces",status="401"}': "0+10x80"},
+        {"ArcpipeNobodyIsServed", "ArcpipeClientsRefused"},
+    ),
+    (
         "a few slow clients, all of them refused",
         NOBODY | {'arcpipe_http_requests_total{route="/write/v2/msgpack",status="403"}': "0+0.25x80"},
         {"ArcpipeNobodyIsServed", "ArcpipeClientsRefused"},
@@ -286,6 +292,13 @@ FIRES: list[tuple[str, Series, set[str]]] = [
     ("idempotency keys are forgotten early", issue("keys_cut", severity="info"), {"ArcpipeKeysCut"}),
     ("retention waits", issue("retention_waits", severity="info"), {"ArcpipeRetentionWaits"}),
     ("compaction is down", issue("compaction_down"), {"ArcpipeCompactionDown"}),
+    ("compaction fails", issue("compaction_failing"), {"ArcpipeCompactionFailing"}),
+    ("a reload was refused", issue("reload_refused"), {"ArcpipeReloadRefused"}),
+    (
+        "compaction runs out of memory",
+        {'arcpipe_restarts_total{process="compaction"}': "0x40 1x9 2x9 3x20"},
+        {"ArcpipeRestarts"},
+    ),
     ("tables are stopped", issue("tables_stopped", severity="critical"), {"ArcpipeTablesStopped"}),
     ("a table refuses", issue("table_refused", severity="critical"), {"ArcpipeTableRefused"}),
     ("files are missing", issue("table_files_missing", severity="critical"), {"ArcpipeTableFilesMissing"}),
@@ -349,6 +362,15 @@ QUIET: list[tuple[str, Series]] = [
     # Of before: it counted up to 300 s although flush.max_age_seconds lets records wait for longer. Now health decides.
     ("records wait as long as they may", {"arcpipe_oldest_unshipped_seconds": "850x80"}),
 ]
+
+
+def test_refusals_on_every_path_that_takes_records_are_counted() -> None:
+    [rule] = [rule for rule in all_rules() if rule.get("record") == "job_instance:arcpipe_refused:increase10m"]
+    [counted] = re.findall(r'route=~"([^"]+)"', rule["expr"])
+    paths = yaml.safe_load((OPS.parent / "docs/openapi.yaml").read_text())["paths"]
+    posted = {path for path, item in paths.items() if "post" in item} - {"/query"}
+    assert len(posted) > 8
+    assert {path for path in posted if not re.fullmatch(counted, path)} == set()
 
 
 def scenario(name: str, series: Series, alerts: set[str]) -> dict[str, Any]:

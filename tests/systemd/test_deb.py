@@ -134,6 +134,9 @@ def test_a_removal_uploads_and_a_purge_keeps_what_may_be_a_record(machine: Machi
     assert machine.processes() == {}
     assert 1_000_000 in numbers(machine.lake)
     assert (machine.tree / "etc/arcpipe/config.toml").read_text().endswith("\n# mine\n")
+    dpkg(machine, "--install", package_of(arcpipe.__version__))  # dpkg knows the version of before
+    machine.wait_until_active()
+    dpkg(machine, "--remove", "arcpipe")
     said = dpkg(machine, "--purge", "arcpipe")
     assert "/var/lib/arcpipe stays: records that are in no store yet may be in it." in said
     assert (machine.tree / "var/lib/arcpipe/data/wal").is_dir()

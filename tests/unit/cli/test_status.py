@@ -111,6 +111,14 @@ def test_a_url_that_cannot_be_asked_is_told_as_such(url: str) -> None:
         client.StatusServer.at(url, "")
 
 
+@pytest.mark.parametrize("url", ["http://any:arc_secret@a", "https://arc_secret@a/x", "http://u:arc_secret@a:b"])
+def test_a_token_in_a_url_is_refused_and_not_shown(url: str) -> None:
+    """It would not be sent, and stand in the title of every report."""
+    with pytest.raises(ArcpipeError, match="it has a user or a password; give the token by") as told:
+        client.StatusServer.at(url, "")
+    assert "secret" not in str(told.value)
+
+
 def test_a_token_that_cannot_be_sent_is_told_but_not_shown() -> None:
     with pytest.raises(ArcpipeError, match="the token has characters") as told:
         client.StatusServer.at("http://127.0.0.1:1", "arc_secret\nx")

@@ -212,6 +212,7 @@ def test_a_batch_that_may_have_been_sent_is_held_at_its_first_node() -> None:
         ("http://a b/", "is not a URL"),
         ("http://a/\n", "is not a URL"),
         ("http://u:p@a", "has a user or a password"),
+        ("http://u:p@a?x", "^url: it has a user or a password; give the token as the option token$"),  # not shown
         (["http://a", "http://a"], "twice"),
     ],
 )

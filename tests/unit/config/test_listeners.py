@@ -112,3 +112,14 @@ def test_what_is_shown_of_them_can_be_written_again(tmp_path: Path) -> None:
     settings = loaded(tmp_path, OPS + 'paths = "operations"\n')
     shown: dict[str, Any] = {item.key: item.value for item in settings.effective()}
     assert shown["server.listeners"] == [{"address": "unix:/run/ops.sock", "paths": "operations"}]
+
+
+@pytest.mark.parametrize("authority", ["", 'tls_client_ca = "ca.pem"\n'])
+def test_a_certificate_that_no_listener_uses_is_told(tmp_path: Path, authority: str) -> None:
+    """Everything is plain HTTP then, and no client needs a certificate, whatever the settings seem to say."""
+    server = f'[server]\nhost = ""\ntls_cert = "cert.pem"\ntls_key = "key.pem"\n{authority}'
+    [warning] = loaded(tmp_path, f"{server}{OPS}{AUTH}").warnings
+    assert warning.startswith("server.tls_cert = cert.pem is not used: no listener speaks TLS")
+    assert ("server.tls_client_ca" in warning) == bool(authority)
+    assert loaded(tmp_path, f"{server}{OPS}tls = true\n{AUTH}").warnings == ()
+    assert loaded(tmp_path, f"{server}{OPS}{AUTH}".replace('host = ""\n', "")).warnings == ()

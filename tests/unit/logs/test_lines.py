@@ -265,6 +265,30 @@ log.info('something else')
     assert told[-2:] == ["no answer 49 held_back=30", "something else"]
 
 
+def test_of_a_warning_that_goes_on_only_the_last_of_each_time_is_written() -> None:
+    """A full disk was two lines a second of each process, for as long as it was full."""
+    program = """
+import types
+now = 0.0
+logs.time = types.SimpleNamespace(monotonic=lambda: now)
+for second in range(60):
+    now += 1
+    for number in range(10 if second < 40 else second == 58):
+        log.warning('no answer %d', second)
+    logs.flush()
+"""
+    told = [line.rpartition("ingest 1: ")[2] for line in logged(program)]
+    assert told == [
+        *["no answer 0"] * 10,
+        *["no answer 1"] * 10,
+        "no answer 10 held_back=90",
+        "no answer 21 held_back=110",
+        "no answer 32 held_back=110",
+        "no answer 39 held_back=70",
+        "no answer 58",  # the fault had ended meanwhile
+    ]
+
+
 def test_a_line_logged_while_others_are_told_costs_none() -> None:
     """As by a finalizer, which may run at any place."""
     program = """

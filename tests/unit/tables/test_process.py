@@ -207,6 +207,7 @@ def test_tables_are_looked_after_between_rounds(
     process = Process(handed, lambda: Kept(tables.root), interval=0.02)
     handed.batch()
     process.run(lambda: process.block[Block.MAINTAINED] >= 2)
+    assert process.block[Block.UPKEEP_FAILURES] == 1
     assert set(done) == {("db", "m")}
     assert in_tables(tables) == sorted(handed.keys)
 

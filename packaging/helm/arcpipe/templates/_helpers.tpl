@@ -103,7 +103,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 {{- $url := include "arcpipe.setting" (list $config "storage" "url" "") -}}
 {{- if not $url }}{{ fail "config.storage.url is needed: where the Parquet files go, such as s3://bucket/prefix" }}{{ end -}}
-{{- if not (hasPrefix "s3://" $url) }}{{ fail (printf "config.storage.url is %q: a pod would lose what is on its own disk. Use s3://bucket/prefix" $url) }}{{ end -}}
+{{- if not (regexMatch "^(s3|gs|az)://" $url) }}{{ fail (printf "config.storage.url is %q: a pod would lose what is on its own disk. Use s3://bucket/prefix, gs://bucket/prefix or az://container/prefix" $url) }}{{ end -}}
 {{- if not (and .Values.tokensSecretName true) -}}
 {{- if ne (include "arcpipe.setting" (list $config "auth" "allow_anonymous" "false")) "true" }}{{ fail "a node that listens for others needs tokens: set tokensSecretName, or config.auth.allow_anonymous=true if the network itself decides who may write" }}{{ end -}}
 {{- end -}}
