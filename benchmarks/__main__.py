@@ -107,8 +107,8 @@ def _guard(choice: Choice, server: ServerChoice, guard: GuardChoice) -> int:
             f"--guard has no suites; with --case, there are {', '.join(map(repr, command.CASE_NAMES))}"
         )
     with _run_directory(server.data_dir) as directory:
-        path = guard.baseline or command.BASELINE
-        return command.guard(directory, choice.cases or (), choice.runs or command.ROUNDS, path, record=guard.record)
+        rounds = choice.runs or command.ROUNDS
+        return command.guard(directory, choice.cases or (), rounds, guard.baseline, record=guard.record)
 
 
 def _planner(choice: Choice, load: LoadChoice, server: ServerChoice) -> Planner:

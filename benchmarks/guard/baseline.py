@@ -63,6 +63,7 @@ class Baseline(msgspec.Struct, frozen=True):
     repeats: int
     machine: Machine
     cases: list[Recorded]
+    has_kernel: bool = False  # whether arcpipe's native kernel was in use
 
 
 class Verdict(NamedTuple):
@@ -138,15 +139,27 @@ def judge(measured: Iterable[Measured], baseline: Baseline, machine: Machine) ->
     return verdicts
 
 
-def read_baseline(path: Path) -> Baseline:
+def read_baseline(path: Path, has_kernel: bool) -> Baseline:
     """Read a baseline.
 
+    Args:
+        path: of the file.
+        has_kernel: whether the native kernel is in use now.
+
     Raises:
-        GuardFailed: the file is missing, or it holds no baseline.
+        GuardFailed: the file is missing, it holds no baseline, or one with the kernel where there is none now, or the
+            other way round.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Baseline)
+        known = msgspec.json.decode(path.read_bytes(), type=Baseline)
     except FileNotFoundError:
         raise GuardFailed(f"there is no baseline {path}: record one with --guard --record") from None
     except (OSError, msgspec.DecodeError) as error:
         raise GuardFailed(f"{path} is no baseline ({error}): record one with --guard --record") from None
+    if known.has_kernel != has_kernel:
+        was, present = ("with" if one else "without" for one in (known.has_kernel, has_kernel))
+        raise GuardFailed(
+            f"{path} was recorded {was} the native kernel, and this run is {present} it: leave --baseline out, or "
+            "record one with --guard --record"
+        )
+    return known

@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 from rich.console import Console
 
+from arcpipe.native import KERNEL
 from benchmarks.guard import alone, served
 from benchmarks.guard.baseline import (
     OTHER_MACHINE_TOLERANCE,
@@ -33,7 +34,10 @@ from benchmarks.system import machine
 from benchmarks.system.children import spawn
 from benchmarks.system.server import ServerFailed
 
-BASELINE: Final = Path(__file__).parent / "baseline.json"
+_FOLDER: Final = Path(__file__).parent
+HAS_KERNEL: Final = KERNEL is not None
+BASELINES: Final = {False: _FOLDER / "baseline.json", True: _FOLDER / "baseline_kernel.json"}
+"""The committed baselines, without the native kernel and with it."""
 ROUNDS: Final = 15
 # Whole measurements of `--record`, whose range tells what is noise.
 _REPEATS: Final = 3
@@ -41,24 +45,25 @@ _REPEATS: Final = 3
 CASE_NAMES: Final = (*(case.name for case in served.CASES), *(case.name for case in alone.CASES))
 
 
-def guard(directory: Path, names: Collection[str], rounds: int, baseline: Path, *, record: bool) -> int:
+def guard(directory: Path, names: Collection[str], rounds: int, baseline: Path | None, *, record: bool) -> int:
     """Hold this checkout against the baseline, or record one; return the exit code.
 
     Args:
         directory: For files, on the disk to measure.
         names: Cases to measure; all if there are none.
         rounds: Turns of each part and its reference.
-        baseline: The file of the baseline.
+        baseline: The file of the baseline; None is the committed one for what is in use, with the kernel or without.
         record: Write a new baseline instead of reading one.
     """
     chosen = [name for name in CASE_NAMES if not names or name in names]
     here = machine.describe(directory)
+    path = baseline or BASELINES[HAS_KERNEL]
     out = Console(highlight=False)
     try:
-        known = None if record else read_baseline(baseline)
+        known = None if record else read_baseline(path, HAS_KERNEL)
         tables.show_machine(out, here)
         if known is None:
-            _record(directory, chosen, rounds, baseline, here, out)
+            _record(directory, chosen, rounds, path, here, out)
             return 0
         verdicts = _verdicts(directory, chosen, rounds, known, here)
     except (GuardFailed, ServerFailed) as error:
@@ -82,7 +87,8 @@ def _record(directory: Path, names: list[str], rounds: int, path: Path, here: ma
     if len(names) < len(CASE_NAMES):
         raise GuardFailed("--record measures all cases: leave --case out")
     repeats = [_measure(directory, names, rounds) for _ in range(_REPEATS)]
-    baseline = Baseline(datetime.now(UTC).isoformat(timespec="seconds"), _REPEATS, here, recorded(repeats))
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    baseline = Baseline(now, _REPEATS, here, recorded(repeats), HAS_KERNEL)
     path.write_bytes(msgspec.json.format(msgspec.json.encode(baseline), indent=1) + b"\n")
     rows = [
         (one.case, one.reference, _us(one.cost_us, one.unit), f"{one.ratio:.3f}", f"{one.spread:.1%}")

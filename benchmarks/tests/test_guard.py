@@ -98,15 +98,20 @@ def test_machines_are_alike_if_processor_and_versions_are() -> None:
 def test_a_baseline_that_is_none_tells_how_to_make_one(tmp_path: Path) -> None:
     path = tmp_path / "baseline.json"
     with pytest.raises(GuardFailed, match=r"there is no baseline .*--guard --record"):
-        read_baseline(path)
+        read_baseline(path, False)
     path.write_text('{"cases": 1}')
     with pytest.raises(GuardFailed, match=r"is no baseline .*--guard --record"):
-        read_baseline(path)
+        read_baseline(path, False)
 
 
-def test_the_committed_baseline_has_every_case() -> None:
-    known = read_baseline(command.BASELINE)
+@pytest.mark.parametrize("has_kernel", [False, True])
+def test_the_committed_baselines_have_every_case(has_kernel: bool) -> None:
+    known = read_baseline(command.BASELINES[has_kernel], has_kernel)
     assert [case.case for case in known.cases] == list(command.CASE_NAMES)
+    with pytest.raises(
+        GuardFailed, match=r"recorded (with|without) the native kernel, and this run is (with|without) "
+    ):
+        read_baseline(command.BASELINES[has_kernel], not has_kernel)
 
 
 @long
@@ -114,7 +119,7 @@ def test_the_committed_baseline_has_every_case() -> None:
 def test_a_real_run_tells_the_part_that_is_slower(tmp_path: Path) -> None:
     """Of a part far below its bound and one far above it, the run tells both apart, and fails."""
     factors = {"columns, 1 record": 1e6, "WAL, groups of 100 records": 1e-6}
-    known = read_baseline(command.BASELINE)
+    known = read_baseline(command.BASELINES[command.HAS_KERNEL], command.HAS_KERNEL)
     cases = [msgspec.structs.replace(one, ratio=one.ratio * factors.get(one.case, 1)) for one in known.cases]
     path = tmp_path / "baseline.json"
     path.write_bytes(msgspec.json.encode(msgspec.structs.replace(known, cases=cases)))
