@@ -301,6 +301,9 @@ class Merge:
         for outcome in await asyncio.gather(*map(rename, left), return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
+        for one in plan.outputs:
+            if one not in left:  # who moved it may have died before that was durable, which a look makes it
+                await self._store.exists(one.key)
         visible = await self._sizes(plan.folder + "/")
         return all(visible.get(one.key) == one.size for one in plan.outputs)
 

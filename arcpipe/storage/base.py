@@ -86,7 +86,7 @@ class ObjectStore(Protocol):
         ...
 
     async def exists(self, key: str) -> bool:
-        """Tell if an object of this key is there, whole.
+        """Tell if an object of this key is there, whole, and durable: who wrote it may have died before that.
 
         Raises:
             StorageError: that cannot be found out, for instance without the permission to look.

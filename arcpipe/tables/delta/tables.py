@@ -23,6 +23,7 @@ from arcpipe.config.settings import Storage
 from arcpipe.config.settings_tables import Tables
 from arcpipe.errors import NotOffered, StorageError
 from arcpipe.storage import LakeStore, MemoryBlob, open_store
+from arcpipe.storage.local import LocalStore
 from arcpipe.tables.base import (
     AT_ONCE,
     Column,
@@ -44,7 +45,7 @@ from arcpipe.tables.delta.columns import columns_of
 from arcpipe.tables.delta.files import files_of
 from arcpipe.tables.delta.log import Log
 from arcpipe.tables.delta.maintain import Memory, Upkeep
-from arcpipe.tables.delta.paths import LOG, key_of, root_of, table_of
+from arcpipe.tables.delta.paths import LOG, commit_key, key_of, root_of, table_of
 from arcpipe.tables.delta.state import State, require_usable, vacuum_seconds
 from arcpipe.tables.schema import shown
 
@@ -107,8 +108,7 @@ class DeltaTables:
             loop.close()
 
     def committed(self, table: TableName, node: str) -> int | None:
-        state = self._run(shown(table), self._fresh(table))
-        return None if state is None else state.marker(node)
+        return self._run(shown(table), self._committed(table, node))
 
     def left_behind(self, table: TableName, node: str) -> int | None:
         return None  # the table is its log, and has no catalogue
@@ -180,6 +180,17 @@ class DeltaTables:
                 )
         finally:
             await self._store.delete(probe)
+
+    async def _committed(self, table: TableName, node: str) -> int | None:
+        """Return the node's marker, durably: commit files are removed by it."""
+        known = self._states.get(root_of(table))
+        state = await self._fresh(table)
+        if state is None:
+            return None
+        if isinstance(self._store, LocalStore) and (known is None or known.version != state.version):
+            # Who made this version may have died before its name was synced, which a look at it does.
+            await self._store.exists(commit_key(root_of(table), state.version))
+        return state.marker(node)
 
     async def _fresh(self, table: TableName) -> State | None:
         """Return the latest state of a table, which arcpipe can write to; None if there is none."""

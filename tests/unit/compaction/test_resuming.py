@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from arcpipe.compaction.merge import Merge, Stuck
 from arcpipe.compaction.plan import Busy, Plans
 from arcpipe.compaction.retention import Retention
 from arcpipe.errors import DamagedFile, StorageError, UnknownVersion
-from arcpipe.storage import Listed, open_store
+from arcpipe.storage import Listed, local_files, open_store
 from arcpipe.storage.local import LocalStore
 from arcpipe.wal.checksum import with_checksum
 from tests.support.compaction import HOUR_US, NODE
@@ -185,3 +186,30 @@ def test_a_plan_that_was_read_is_durable_before_it_is_followed(lake: Lake) -> No
     assert ("sync_directory", "compaction") in disk.calls
     with disk.failing("sync_directory"), pytest.raises(OSError, match="Input/output"):
         plans.read()
+
+
+def test_what_a_killed_merge_made_visible_is_durable_before_its_inputs_go(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It renamed its output, and died before the sync: a power cut would take the output, and not bring the inputs."""
+    plan = Plans(lake.wal).read()
+    assert plan is not None
+    [output] = plan.outputs
+    (lake.root / output.hidden).rename(lake.root / output.key)
+    events: list[str] = []
+
+    def note(name: str) -> None:
+        method = getattr(local_files, name)
+
+        def noted(path: str) -> None:
+            events.append(f"{name} {os.path.relpath(path, lake.root)}")
+            method(path)
+
+        monkeypatch.setattr(local_files, name, noted)
+
+    note("sync_directory")
+    note("unlink")
+    lake.compact()
+    assert len(lake.files) == 1
+    first = next(number for number, event in enumerate(events) if event.startswith(f"unlink {plan.folder}/"))
+    assert f"sync_directory {plan.folder}" in events[:first]

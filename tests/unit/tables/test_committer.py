@@ -18,13 +18,14 @@ from arcpipe.config.settings_tables import Tables as Settings
 from arcpipe.errors import DamagedFile
 from arcpipe.lake.footers import find_footer
 from arcpipe.lake.keys import Hidden, encode_name
+from arcpipe.storage import local_files
 from arcpipe.tables import states, table_commits
 from arcpipe.tables.base import Committed, Conflict, NewFile, TableName, Unavailable
 from arcpipe.tables.committer import Bounds, Foreign
 from arcpipe.tables.delta.tables import DeltaTables
 from arcpipe.tables.pending import Blocked
 from tests.support.commits import Block, Handed, Working, in_tables
-from tests.support.compaction import OTHER_NODE, file_bytes, key_of, put, table_of
+from tests.support.compaction import NODE, OTHER_NODE, file_bytes, key_of, put, table_of
 from tests.support.table_model import ModelTables
 
 
@@ -331,6 +332,25 @@ def test_a_node_with_many_files_is_not_overtaken_for_ever(
     assert working.round() == (1, 60, 120, 0, 0)
     assert working[Block.CONFLICTS] <= 1
     other.close()
+
+
+def test_a_marker_is_durable_before_commit_files_are_removed_by_it(
+    handed: Handed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The committer died after the name of its commit was there, and before that was synced."""
+    tables = DeltaTables(Settings(format="delta"), Storage(url=f"file://{handed.lake}"))
+    handed.batch()
+    Working(handed.directory.path, handed.lake, tables).round()
+    tables.close()
+    synced: list[str] = []
+    monkeypatch.setattr(local_files, "sync_directory", synced.append)
+    tables = DeltaTables(Settings(format="delta"), Storage(url=f"file://{handed.lake}"))
+    assert tables.committed(("db", "m"), NODE) is not None
+    assert f"{handed.lake}/db/m/_delta_log" in synced
+    synced.clear()
+    assert tables.committed(("db", "m"), NODE) is not None
+    assert synced == []
+    tables.close()
 
 
 def _file(handed: Handed) -> tuple[str, int, int, Any]:
