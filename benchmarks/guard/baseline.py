@@ -20,6 +20,9 @@ TOLERANCE: Final = 0.08
 OTHER_MACHINE_TOLERANCE: Final = 0.25
 # A bound is at least this many times the range of the ratios that were recorded.
 _SPREADS: Final = 2.0
+# Part by which a reference may cost more or less than in the baseline. Beyond, the machine is another one, whatever its
+# processor is called: those of a cloud have one name, and are as fast as their host allows.
+_SAME_SPEED: Final = 0.15
 
 
 class GuardFailed(Exception):
@@ -129,13 +132,17 @@ def is_alike(one: Machine, other: Machine) -> bool:
 
 def judge(measured: Iterable[Measured], baseline: Baseline, machine: Machine) -> list[Verdict]:
     """Hold each case against the baseline."""
-    least = TOLERANCE if is_alike(machine, baseline.machine) else OTHER_MACHINE_TOLERANCE
+    alike = is_alike(machine, baseline.machine)
     known = {(one.case, one.reference): one for one in baseline.cases}
     verdicts = []
     for one in measured:
         base = known.get((one.case, one.reference))
-        bound = base.ratio * (1 + max(least, _SPREADS * base.spread)) if base is not None else None
-        verdicts.append(Verdict(one, base.ratio if base is not None else None, bound))
+        if base is None:
+            verdicts.append(Verdict(one, None, None))
+            continue
+        is_as_fast = abs(one.reference_us / base.reference_us - 1) <= _SAME_SPEED
+        least = TOLERANCE if alike and is_as_fast else OTHER_MACHINE_TOLERANCE
+        verdicts.append(Verdict(one, base.ratio, base.ratio * (1 + max(least, _SPREADS * base.spread))))
     return verdicts
 
 

@@ -145,7 +145,9 @@ def _show(out: Console, verdicts: list[Verdict], known: Baseline, here: machine.
     least = TOLERANCE if alike else OTHER_MACHINE_TOLERANCE
     where = "a machine like this" if alike else f"another machine ({known.machine.cpu}, {known.machine.python})"
     tables.note(
-        out, f"the baseline was recorded on {where} at {known.recorded_at}; bounds are at least {least:.0%} above it"
+        out,
+        f"the baseline was recorded on {where} at {known.recorded_at}; bounds are at least {least:.0%} above it"
+        + (f", and {OTHER_MACHINE_TOLERANCE:.0%} where the reference is not as fast as it was then" if alike else ""),
     )
     missing = [verdict.measured.case for verdict in verdicts if verdict.bound is None]
     if missing:

@@ -71,6 +71,15 @@ def test_a_case_that_varied_when_it_was_recorded_has_a_wider_bound() -> None:
     assert verdict.word == "ok"
 
 
+@pytest.mark.parametrize(
+    ("reference_us", "tolerance"), [(8.6, TOLERANCE), (11.4, TOLERANCE), (8.4, OTHER_MACHINE_TOLERANCE), (12.0, 0.25)]
+)
+def test_a_bound_is_wider_where_the_machine_is_not_as_fast_as_it_was(reference_us: float, tolerance: float) -> None:
+    found = Measured("one", "bare", "request", reference_us * 4, reference_us, 4.0)
+    [verdict] = judge([found], baseline(4.0), HERE)
+    assert verdict.bound == pytest.approx(4.0 * (1 + tolerance))
+
+
 def test_a_case_of_another_name_or_reference_has_no_baseline() -> None:
     verdicts = judge([measured(1.0, "two"), measured(1.0, reference="other")], baseline(1.0), HERE)
     assert [verdict.word for verdict in verdicts] == ["no baseline"] * 2
