@@ -26,7 +26,7 @@ BESIDE = {("monitoring", "access"), ("monitoring", "tables"), ("wal", "codec")}
 # Of the ground, what pure functions over bytes may use; `native` finds those of them that are in C.
 OF_CODEC = {"codec", "errors", "units", "native", "iso_8601"}
 # What programs that send records load along with the client.
-OF_CLIENT = {"client", "errors", "units", "names", "disk", "iso_8601"}
+OF_CLIENT = {"client", "errors", "units", "names", "disk", "durable", "iso_8601"}
 FOREIGN = {
     "client": {"uvloop", "httptools", "aiobotocore", "aiohttp", "pyarrow", "numpy", "typer", "rich"},
     "load": {"uvloop", "httptools", "aiobotocore", "typer", "rich"},
