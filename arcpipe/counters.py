@@ -328,6 +328,7 @@ class Node:
       own block reads them again.
     - RELOADS counts requests to reload. At each the workers open their access log again.
     - RELOAD_REFUSED has a bit for each of RELOAD_PARTS that the last reload could not use.
+    - OLDEST_UNSEALED_US is since when the oldest of the segments waits that a worker has left, and that are not sealed.
     - UNLISTED is 1 while the WAL directory cannot be listed.
     - UNRECOVERED_SEGMENTS and UNRECOVERED_BYTES are of dead workers' segments that could not be recovered yet. They are
       part of the backlog. The name of the first one begins at UNRECOVERED_NAME.
@@ -357,6 +358,7 @@ class Node:
         REPLACED,
         UNLOCKED,
         RELOAD_REFUSED,
+        OLDEST_UNSEALED_US,
         UNRECOVERED_NAME,
         *_,
     ) = range(_FIELDS)

@@ -271,6 +271,12 @@ def _segment_too_old(snapshot: Snapshot) -> Found:
                 f"(wal.max_age_seconds = {snapshot.max_age_seconds:g} s)",
                 "the log shows why it cannot rotate (look for 'segment'); a restart seals it",
             )
+    if snapshot.unsealed_age_seconds > _SEGMENT_TOO_OLD * snapshot.max_age_seconds:
+        yield (
+            f"a segment that its worker has left has not been sealed for {snapshot.unsealed_age_seconds:.0f} s, so its "
+            "records are not uploaded",
+            "it is tried each second; the log shows why it fails (look for 'cannot seal'); check the disk of wal.dir",
+        )
 
 
 def _unreadable_segments(snapshot: Snapshot) -> Found:

@@ -124,6 +124,7 @@ class Snapshot(Struct, frozen=True):
     waiting_segments: int = 0
     next_batch_seconds: float = 0.0  # until `uploader.interval_seconds` after the last batch; it may come earlier
     committer: CommitterState | None = None  # without tables
+    unsealed_age_seconds: float = 0.0  # of the oldest segment that a worker has left, and that is not sealed
     reload_refused: list[str] = []  # parts that the last reload could not use: settings, tokens file, certificate
 
 
@@ -205,6 +206,7 @@ def take(settings: Settings, counters: Counters, routes: Sequence[str], look: Di
         ),
         next_batch_seconds=_next_batch_seconds(settings.batch_interval_seconds, uploader.planned_age_seconds),
         committer=committer_state(settings, counters, now) if settings.has_tables else None,
+        unsealed_age_seconds=age_seconds(unsealed, now) if (unsealed := node[NodeBlock.OLDEST_UNSEALED_US]) else 0.0,
         reload_refused=[part for bit, part in enumerate(RELOAD_PARTS) if node[NodeBlock.RELOAD_REFUSED] >> bit & 1],
     )
 

@@ -139,6 +139,7 @@ class Backlog:
         node[Node.BACKLOG_SEGMENTS] = len(sealed) + len(left)
         node[Node.BACKLOG_BYTES] = total_bytes(sealed) + total_bytes(left)
         node[Node.OLDEST_BACKLOG_US] = self._waiting.oldest(sealed, left)
+        node[Node.OLDEST_UNSEALED_US] = self._waiting.oldest_of(being_sealed)
 
     def _measure_disk(self) -> None:
         free = total = 0  # unknown, unless the disk answers

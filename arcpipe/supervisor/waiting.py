@@ -60,6 +60,10 @@ class Waiting:
         self._since = {**dict(rest[-_UNLISTED:]), **found}
         return oldest
 
+    def oldest_of(self, files: Sequence[SegmentFile]) -> int:
+        """Return the same of some files that the last `oldest` got."""
+        return min((self._since[file.name].us for file in files if file.name in self._since), default=0)
+
     def _look_into_one(self, sealed: Sequence[SegmentFile], found: dict[SegmentName, _Since]) -> None:
         """Read the first timestamp of one unsure segment, the oldest: a backlog may have thousands of them.
 

@@ -101,6 +101,7 @@ WRONG: list[tuple[str, Change]] = [
     ("lock_lost", of(wal_unlocked=True)),
     ("disk_usage", of(disk_free_bytes=1 << 38)),
     ("segment_too_old", of_worker(segment_age_seconds=8000.0)),
+    ("segment_too_old", of(unsealed_age_seconds=8000.0)),
     ("uploads_behind", of(oldest_unshipped_seconds=400.0)),
     ("uploads_behind", of(backlog_bytes=3 << 32)),
     ("credentials_refused", of_uploader(denied_age_seconds=20.0, last_upload_age_seconds=None)),

@@ -76,6 +76,16 @@ def test_what_the_supervisor_finds_wrong_with_the_directory_is_told(
     assert [(issue.code, issue.severity) for issue in found] == [(code, "critical")]
 
 
+@pytest.mark.parametrize(("seconds", "is_told"), [(0, False), (30, False), (7000, False), (7300, True)])
+def test_a_segment_that_its_worker_left_and_nobody_seals_is_told(
+    settings: Settings, counters: Counters, seconds: int, is_told: bool
+) -> None:
+    assert settings.wal.max_age_seconds == 3600
+    counters.node[Node.OLDEST_UNSEALED_US] = steady_us() - seconds * 1_000_000 if seconds else 0
+    found = [issue for issue in health.judge(snapshot.take(settings, counters, [])) if issue.code == "segment_too_old"]
+    assert ["left" in issue.message for issue in found] == [True] * is_told
+
+
 def test_a_supervisor_that_measures_nothing_is_told(settings: Settings, counters: Counters) -> None:
     """A supervisor that measures nothing is told, and its figures are not judged."""
     counters.node[Node.BACKLOG_BYTES] = 1 << 50

@@ -181,15 +181,16 @@ def test_a_segment_that_is_being_sealed_is_a_part_of_the_backlog(segments: Segme
     backlog = Backlog(segments.directory, Leftovers(segments.directory), segments.counters)
     node = segments.counters.node
 
-    def measured() -> tuple[int, int, bool]:
+    def measured() -> tuple[int, int, bool, bool]:
         backlog.measure()
-        return node[Node.BACKLOG_SEGMENTS], node[Node.BACKLOG_BYTES], node[Node.OLDEST_BACKLOG_US] > 0
+        oldest = [node[field] > 0 for field in (Node.OLDEST_BACKLOG_US, Node.OLDEST_UNSEALED_US)]
+        return node[Node.BACKLOG_SEGMENTS], node[Node.BACKLOG_BYTES], *oldest
 
     segments.write(file, steady_us() - SECOND_US)
-    assert measured() == (0, 0, False)  # it is written, and the worker tells of it
+    assert measured() == (0, 0, False, False)  # it is written, and the worker tells of it
     segments.write(file._replace(name=file.name._replace(seq=file.name.seq + 1)), 0)
-    assert measured() == (1, file.size, True)
+    assert measured() == (1, file.size, True, True)
     path.rename(sealed.path)
-    assert measured() == (1, file.size, True)
+    assert measured() == (1, file.size, True, False)
     os.unlink(sealed.path)
-    assert measured() == (0, 0, False)
+    assert measured() == (0, 0, False, False)
