@@ -45,6 +45,7 @@ from tests.support.table_model import ModelTables
 
 BATCHES = 4
 STATES = 20_000 if IS_LONG else 450  # of one recording
+_ALL = 500  # about: there are no more different ones, however many may be tried
 TABLES = (("db", "m"), ("db", "other"))
 
 
@@ -238,7 +239,7 @@ def complaint(lake: Lake) -> str:
 
 
 def test_no_power_cut_loses_or_doubles_a_file(lake: Lake) -> None:
-    assert check(lake) > STATES // 4
+    assert check(lake) > min(STATES // 4, _ALL)
 
 
 @pytest.mark.parametrize(
