@@ -44,13 +44,14 @@ def make_folder(disk: Disk, path: str, mode: int = 0o750) -> None:
     while not os.path.isdir(there):
         missing.append(there)
         there = os.path.dirname(there)
-    _sync_name(disk, there)
+    sync_name(disk, there)
     for folder in reversed(missing):  # each is durable before there is something in it
         disk.make_directory(folder, mode)
-        _sync_name(disk, folder)
+        sync_name(disk, folder)
 
 
-def _sync_name(disk: Disk, folder: str) -> None:
+def sync_name(disk: Disk, folder: str) -> None:
+    """Make the name of a folder durable, as far as its parent lets anybody. Raises OSError."""
     try:
         disk.sync_directory(os.path.dirname(folder))
     except OSError as error:

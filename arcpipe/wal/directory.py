@@ -280,13 +280,8 @@ class WALDirectory:
         """
         above = os.path.abspath(self.path)
         while above != os.path.dirname(above):
+            durable.sync_name(self.disk, above)
             above = os.path.dirname(above)
-            try:
-                self.disk.sync_directory(above)
-            except OSError as error:
-                # We did not make a directory that we may not open, or one on a file system that syncs no directories.
-                if error.errno not in (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS):
-                    raise
 
     def _warn_of_a_lost_identity(self, node: NodeIdentity) -> None:
         """Warn of files of a former identity. A new one does no harm to them: waiting batches keep their own ids."""
