@@ -13,7 +13,6 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from arcpipe.codec.arrow.times import MAX_TIME_US, MIN_TIME_US, Times
 from arcpipe.codec.arrow.values import Ints
@@ -159,9 +158,7 @@ def _pack_times(times: Times) -> bytes:
 
 def _pack_instants(array: pa.Array) -> bytes:
     """Pack timestamps or dates of any year as MessagePack timestamps of 96 bits."""
-    numbers, per_second = numbers_of(array)
-    missing = np.flatnonzero(numbers.is_null().to_numpy(zero_copy_only=False))
-    values = (pc.fill_null(numbers, 0) if len(missing) else numbers).to_numpy()
+    values, missing, per_second = numbers_of(array)
     seconds = values // per_second
     return _pack_seconds(seconds, (values - seconds * per_second) * (1_000_000_000 // per_second), missing)
 

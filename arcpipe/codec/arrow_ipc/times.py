@@ -57,17 +57,22 @@ def read_times(array: pa.Array, rule: TimeRule, check: Callable[[], None] = go_o
     return _packed_times(array, rule, check)
 
 
-def numbers_of(array: pa.Array) -> tuple[pa.Array, int]:
-    """Return timestamps or dates as integers, and how many of their unit a second has. Null stays null."""
+def numbers_of(array: pa.Array) -> tuple[Ints, Ints, int]:
+    """Read timestamps or dates.
+
+    Returns:
+        Integers, with 0 in place of null; the indices of null; how many of their unit a second has.
+    """
     if pa.types.is_date(array.type):
         array = array.cast(pa.timestamp("s" if pa.types.is_date32(array.type) else "ms"))
-    return array.cast(pa.int64()), _PER_SECOND[array.type.unit]
+    missing = np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False)) if array.null_count else NONE
+    numbers = array.cast(pa.int64())
+    values = (pc.fill_null(numbers, 0) if len(missing) else numbers).to_numpy()
+    return values, missing, _PER_SECOND[array.type.unit]
 
 
 def _timestamps(array: pa.Array) -> Times:
-    numbers, per_second = numbers_of(array)
-    missing = np.flatnonzero(numbers.is_null().to_numpy(zero_copy_only=False)) if numbers.null_count else NONE
-    values = (pc.fill_null(numbers, 0) if len(missing) else numbers).to_numpy()
+    values, missing, per_second = numbers_of(array)
     if per_second > _US_PER_SECOND:
         us = values // 1_000
         return Times(us, (values - us * 1_000).astype(np.int16), missing, NONE)
