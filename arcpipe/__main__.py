@@ -41,8 +41,8 @@ def _run() -> None:
 def _have_standard_files() -> None:
     """Open /dev/null for each of stdin, stdout and stderr that is closed.
 
-    Otherwise the next file that is opened gets the number of stderr, and the log is written into it. Python
-    has no object for one that is closed, and prints errors to stdout then.
+    Else the next file that is opened gets the number of stderr, and the log goes into it. Python prints errors to
+    stdout where stderr is closed.
     """
     for fd in range(3):
         try:

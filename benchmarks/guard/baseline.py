@@ -154,8 +154,7 @@ def read_baseline(path: Path, has_kernel: bool) -> Baseline:
         has_kernel: whether the native kernel is in use now.
 
     Raises:
-        GuardFailed: the file is missing, it holds no baseline, or one with the kernel where there is none now, or the
-            other way round.
+        GuardFailed: the file is missing, or holds no baseline. Or only one of baseline and run has the kernel.
     """
     try:
         known = msgspec.json.decode(path.read_bytes(), type=Baseline)
