@@ -183,8 +183,8 @@ def test_a_segment_that_is_being_sealed_is_a_part_of_the_backlog(segments: Segme
 
     def measured() -> tuple[int, int, bool, bool]:
         backlog.measure()
-        oldest = [node[field] > 0 for field in (Node.OLDEST_BACKLOG_US, Node.OLDEST_UNSEALED_US)]
-        return node[Node.BACKLOG_SEGMENTS], node[Node.BACKLOG_BYTES], *oldest
+        oldest, unsealed = node[Node.OLDEST_BACKLOG_US], node[Node.OLDEST_UNSEALED_US]
+        return node[Node.BACKLOG_SEGMENTS], node[Node.BACKLOG_BYTES], oldest > 0, unsealed > 0
 
     segments.write(file, steady_us() - SECOND_US)
     assert measured() == (0, 0, False, False)  # it is written, and the worker tells of it
